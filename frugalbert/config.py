@@ -1,0 +1,457 @@
+"""The YAML file, section by section: the page to read before writing one.
+
+Every section is a frozen, closed model: an unknown key, a wrong type or two settings that contradict each other are
+refused with the sentence that repairs them. The order of the sections is the order of the pipeline; a section that is
+not written means that its stage does not run. `frugalbert explain` prints this page, `docs/config.md` is made from it.
+No torch here: `plan`, `explain` and `--help` load this module alone.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic import WithJsonSchema, model_validator
+
+from frugalbert.budget import Budget as _Budget
+from frugalbert.model.arch import Arch
+
+
+def _tuple(value: Any) -> Any:
+    """A YAML list becomes a tuple; a single value becomes a tuple of one."""
+    if value is None or isinstance(value, tuple):
+        return value
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+Budget = Annotated[
+    _Budget,
+    PlainValidator(_Budget.parse),
+    PlainSerializer(str),
+    WithJsonSchema({"type": "string", "examples": ["24h", "90m", "2e9tok", "10000steps", "3epochs"]}),
+]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
+Counts = Annotated[tuple[Count, ...], BeforeValidator(_tuple), Field(min_length=1)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_tuple), Field(min_length=1)]
+Shares = Annotated[tuple[Share, ...], BeforeValidator(_tuple)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
+
+
+class Machine(Section):
+    """Where it runs. Never part of a result's identity: change it freely between two calls of `run`."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes the GPU when there is one. Several GPUs: start with `torchrun`."""
+    threads: Literal["auto"] | Count = "auto"
+    """CPU threads of one training process; `auto` = the cores this process may use, shared among its local ranks."""
+    workers: Literal["auto"] | Count = "auto"
+    """Processes that prepare data; `auto` = one per core."""
+    scheduler: str | None = None
+    """A Dask scheduler (`tcp://host:8786`, `tls://…`) that prepares data on other machines; none = local processes."""
+    micro_batch: Literal["auto"] | Count = "auto"
+    """Sequences in memory at once; the global batch is reached by accumulation. `auto` halves it when memory is full."""
+    compile: Literal["auto"] | bool = "auto"
+    """torch.compile of one encoder block, reused by all layers. `auto`: on a GPU for budgets over 10 minutes."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """With several ranks: replicas (`ddp`), or parameters spread over them (`fsdp`, for large models)."""
+    trackers: Texts = ()
+    """Also send the figures to these (`tensorboard`, `wandb`, `trackio`, …). The run's own files are the truth."""
+
+
+class Source(Section):
+    """One source of documents with settings of its own; a plain text in `sources` means the defaults."""
+
+    path: str
+    """A file, a glob, a directory, `hub:NAME` for a Hugging Face dataset, or `python-docs` (built in)."""
+    format: Literal["auto", "text", "paragraphs", "lines", "jsonl", "csv", "tsv", "parquet", "wikiextractor", "dataset"] = (
+        "auto"
+    )
+    """`text`: file = document; `paragraphs`: blank lines separate documents; `lines`: line = document; `auto`: by the
+    name and the first bytes (`.txt` is `paragraphs` when the file has blank lines, otherwise `text`)."""
+    field: str = "text"
+    """The text's column or key in JSONL, CSV, Parquet and datasets."""
+    weight: Positive = 1.0
+    """Mixture weight: 2.0 reads every document twice (as different samples), 0.5 keeps every second one."""
+    subset: str | None = None
+    """A dataset's configuration name."""
+    split: str = "train"
+    """A dataset's split."""
+    revision: str | None = None
+    """A hub dataset's revision; name one to make the run repeatable."""
+    max_documents: Count | None = None
+    """Read at most this many documents of the source."""
+
+
+class Corpus(Section):
+    """Sources of text to clean, de-duplicated documents with a held-out split."""
+
+    sources: Annotated[tuple[str | Source, ...], BeforeValidator(_tuple), Field(min_length=1)]
+    """What to read: paths, globs, directories, `hub:NAME`, `python-docs`, or mappings with more settings."""
+    held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.005
+    """Share of the documents kept for validation, chosen by a hash of the text: stable under any reordering."""
+    min_characters: Annotated[int, Field(ge=0)] = 40
+    """Shorter documents are dropped."""
+    encoding_errors: Literal["replace", "skip", "strict"] = "replace"
+    """Undecodable bytes: replace them, skip the document, or stop. All are counted and reported."""
+    dedup: Literal["exact", "near", "none"] = "exact"
+    """`near` also drops documents whose word 5-gram MinHash similarity passes `near_threshold` (extra `dedup`)."""
+    near_threshold: Share = 0.8
+    """Jaccard similarity from which two documents count as near-duplicates."""
+    licence: str = "unknown"
+    """Licence of the text, copied into the manifest and the model card."""
+
+
+class Tokenizer(Section):
+    """Train a tokenizer on the corpus, or load one."""
+
+    kind: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
+    """`bpe` is byte-level."""
+    vocab_size: Annotated[int, Field(ge=128, le=1_000_000)] = 30522
+    """Rounded up to a multiple of 64; a corpus too small to fill it is refused."""
+    lowercase: bool = True
+    """Lower-case and strip accents before tokenising."""
+    min_frequency: Count = 2
+    """Rarer pieces do not enter the vocabulary."""
+    max_characters: Count = 200_000_000
+    """Characters of the training split that the trainer sees, spread over the whole corpus."""
+    path: str | None = None
+    """Load instead of train: a directory, a `tokenizer.json`, a BERT `vocab.txt`, or a hub name."""
+
+    @model_validator(mode="after")
+    def _load_or_train(self) -> Tokenizer:
+        extra = sorted(self.model_fields_set & {"kind", "vocab_size", "min_frequency", "max_characters"})
+        if self.path is not None and extra:
+            raise ValueError(f"path loads a finished tokenizer, {extra[0]} trains one; remove one of the two")
+        return self
+
+
+class Shards(Section):
+    """Documents packed into rows of token ids."""
+
+    length: Annotated[tuple[Annotated[int, Field(ge=8, le=65536)], ...], BeforeValidator(_tuple), Field(min_length=1)] = (
+        128,
+    )
+    """Row length in tokens; several lengths (`[128, 512]`) make several shard sets for `pretrain.phases`."""
+    pack: bool = True
+    """Several documents in one row (training isolates them). Without it every document starts a row of its own."""
+    min_piece: Count = 16
+    """The rest of a row is padded rather than given a shorter piece of a document than this."""
+
+
+class Mask(Section):
+    """Which tokens are hidden, drawn on the fly on the device."""
+
+    rate: Annotated[Shares, Field(min_length=1, max_length=2)] = (0.15,)
+    """Share of masked tokens; two values `[0.3, 0.15]` go linearly from the first to the second over the budget."""
+    style: Literal["bert", "mask"] = "bert"
+    """`bert`: 80 % [MASK], 10 % random, 10 % unchanged (Devlin et al. 2019); `mask`: always [MASK]."""
+    whole_words: bool = False
+    """Mask all pieces of a word together."""
+    random_token_includes_special: bool = False
+    """Let random replacements be special tokens, as the reference systems do."""
+
+    @model_validator(mode="after")
+    def _rates(self) -> Mask:
+        if not all(0.0 < rate < 1.0 for rate in self.rate):
+            raise ValueError("rate must lie between 0 and 1, for example 0.15")
+        return self
+
+
+class Phase(Section):
+    """A later part of the budget at another row length (BERT's second phase)."""
+
+    length: Count
+    """One of `shards.length`."""
+    share: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Share of the budget, counted from the end."""
+
+
+class Validation(Section):
+    """Held-out masked-LM loss: the same fixed rows and the same masks every time, at 15 % masks."""
+
+    every: Share = 0.05
+    """Share of the budget between two validations (0 = only at the end)."""
+    begin_every: Share = 0.02
+    """The same within the first `begin_share` of the budget."""
+    begin_share: Share = 0.1
+    """How long the beginning lasts."""
+    end_every: Share = 0.05
+    """The same within the last `end_share` of the budget."""
+    end_share: Share = 0.1
+    """How long the end lasts."""
+    rows: Count = 1024
+    """Rows of the held-out shards that are evaluated (all, if there are fewer)."""
+
+
+class EarlyStop(Section):
+    """Give up a run that goes nowhere (24hBERT: after 180 minutes with loss above 6)."""
+
+    after: Budget
+    """Not before this much has been used; the same unit as the budget."""
+    loss: Positive
+    """Stop if the latest validation loss is above this."""
+
+
+class Checkpoints(Section):
+    """What is kept on disk while training."""
+
+    every: Budget = _Budget("seconds", 600.0)
+    """Time, steps or tokens between two training checkpoints; one is also written at the end and when stopped."""
+    keep: Annotated[int, Field(ge=2)] = 2
+    """Training checkpoints kept; older ones are removed. At least 2, so that a damaged one has a predecessor."""
+    markers: Shares = ()
+    """Progress at which a fine-tuning checkpoint (weights, config, tokenizer) is kept for good: `[0.5, 0.9]`."""
+    average: Annotated[int, Field(ge=0)] = 0
+    """Average this many snapshots of the last tenth of the budget into the final weights if that lowers the loss."""
+
+
+class ReplacedTokens(Section):
+    """Replaced-token detection (ELECTRA, arXiv 2003.10555)."""
+
+    generator_width: Annotated[float, Field(gt=0.0, le=1.0)] = 0.25
+    """Width of the generator as a share of the discriminator's (section 3.2 of the paper: 1/4 to 1/2)."""
+    weight: Positive = 50.0
+    """Weight of the discriminator's loss (lambda)."""
+
+
+class Pretrain(Section):
+    """Train an encoder on the shards within a budget."""
+
+    arch: str = "small-modern"
+    """A preset's name (`frugalbert explain arch` lists them), one line such as `modern 4x256 heads=4 ffn=640`, or a
+    path to an `arch.json`."""
+    start: str | None = None
+    """Continue from these weights (a model directory or hub name) instead of random ones."""
+    objective: Literal["mlm", "rtd"] = "mlm"
+    """Masked language modelling, or replaced-token detection."""
+    budget: Budget
+    """When to stop: `24h`, `90m`, `2e9tok`, `10000steps`, `3epochs`. Drives every schedule."""
+    stop_at: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Stop at this share of the budget although the schedules are made for all of it (24hBERT's longer schedules)."""
+    batch_size: Count = 256
+    """Global batch in sequences of the first row length; later phases keep the number of tokens."""
+    optimizer: str = "adamw"
+    """`adamw`, `muon` (matrices; AdamW for the rest), `lamb`, `adam`, `sgd`, or `file.py:function` beside the YAML."""
+    optimizer_options: dict[str, float | int | bool | str] = {}
+    """Further settings of the optimizer, checked against its signature."""
+    learning_rate: Positive = 1e-3
+    """Peak rate of AdamW, LAMB, Adam, SGD (with `muon`: of the parameters AdamW keeps)."""
+    muon_learning_rate: Positive = 0.02
+    """Peak rate of Muon's matrices."""
+    betas: tuple[Share, Share] = (0.9, 0.98)
+    """Adam's decay rates (SGD: the first is the momentum)."""
+    epsilon: Positive = 1e-6
+    """Adam's epsilon."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """Decoupled weight decay; never on norms and biases."""
+    clip_norm: Annotated[float, Field(ge=0.0)] = 1.0
+    """Global gradient-norm clip; 0 = none."""
+    warmup: Share = 0.06
+    """Share of the budget in which the learning rate rises linearly from 0."""
+    curve: str = "linear"
+    """After warm-up: `linear`, `cosine`, `wsd`, `constant`, `elastic_step` (ExtremeBERT), one of the other curves that
+    `frugalbert explain curves` lists, or `file.py:function`."""
+    curve_options: dict[str, float | int | tuple[float, ...]] = {}
+    """Settings of the curve, e.g. `{cooldown: 0.4}` for `wsd`."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout of hidden states and attention during pre-training."""
+    mask: Mask = Mask()
+    """Masking."""
+    replaced: ReplacedTokens = ReplacedTokens()
+    """Only for `objective: rtd`."""
+    isolate_documents: bool = True
+    """Documents that share a row do not see each other."""
+    phases: Annotated[tuple[Phase, ...], BeforeValidator(_tuple)] = ()
+    """Longer rows for the last part of the budget, e.g. `[{length: 512, share: 0.1}]`."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of matrix products (weights stay fp32). `auto`: bf16 where the hardware multiplies it, else fp32."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Initial weights, data order, masks and dropout."""
+    validation: Validation = Validation()
+    """How often held-out loss is measured."""
+    early_stop: EarlyStop | None = None
+    """Give up a run that goes nowhere."""
+    non_finite: Literal["restore", "skip", "stop"] = "restore"
+    """NaN or infinite loss or gradient: the step is skipped; `restore` goes back to the last checkpoint after 10 such
+    steps in a row and stops after 3 restores; `skip` only skips; `stop` stops at once."""
+    checkpoints: Checkpoints = Checkpoints()
+    """What is kept on disk."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Pretrain:
+        Arch.parse_or_path(self.arch)
+        if self.early_stop and self.early_stop.after.kind != self.budget.kind:
+            raise ValueError(
+                f"early_stop.after counts {self.early_stop.after.kind} but budget counts {self.budget.kind}; "
+                "write both in the same unit"
+            )
+        if sum(phase.share for phase in self.phases) >= 1.0:
+            raise ValueError("the shares of phases add up to the whole budget; leave some for the first row length")
+        if self.objective != "rtd" and "replaced" in self.model_fields_set:
+            raise ValueError("replaced belongs to objective: rtd; remove it or set the objective")
+        if self.warmup >= 1.0:
+            raise ValueError("warmup 1.0 leaves nothing to train at the peak rate; write a share such as 0.06")
+        return self
+
+
+class Columns(Section):
+    """Where a custom task's texts and labels stand."""
+
+    text: str = "text"
+    """Column of the (first) text."""
+    text_b: str | None = None
+    """Column of the second text of a pair."""
+    label: str = "label"
+    """Column of the label; multi-label: labels separated by `;` or a JSON list."""
+
+
+class Task(Section):
+    """A custom task from CSV, TSV or JSONL files."""
+
+    name: Name
+    """Name in tables and folders."""
+    type: Literal["classification", "regression", "multilabel"] = "classification"
+    """What is predicted. A pair of texts is any type with `columns.text_b`."""
+    train: str
+    """Training file (`.csv`, `.tsv`, `.jsonl`), relative to the YAML."""
+    dev: str | None = None
+    """Evaluation file; without one `dev_share` of the training file is held out."""
+    dev_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share held out when there is no `dev`, chosen by a hash of the text."""
+    columns: Columns = Columns()
+    """Column names."""
+    metrics: Texts = ()
+    """`accuracy`, `f1`, `macro_f1`, `mcc`, `pearson`, `spearman`, `mse`, …; the first is the headline. Default by type."""
+
+
+class Finetune(Section):
+    """Fine-tune the pre-trained encoder on tasks, beside the same encoder from random weights."""
+
+    tasks: Annotated[tuple[str | Task, ...], BeforeValidator(_tuple), Field(min_length=1)]
+    """`cola`, `sst2`, `mrpc`, `stsb`, `rte`, `wnli`, `qnli`, `glue` (all of these), `python-docs`, or custom tasks."""
+    data: str | None = None
+    """Directory of the GLUE folders (`CoLA/train.tsv` …); without it the data come from the hub."""
+    model: str | None = None
+    """Fine-tune this model directory or hub name instead of the `pretrain` stage's result."""
+    learning_rate: Positive = 1e-4
+    """Peak rate; linear warm-up, then linear to 0."""
+    batch_size: Count = 32
+    """Examples a step."""
+    epochs: Positive = 3.0
+    """Passes over the training examples."""
+    warmup: Share = 0.06
+    """Share of the steps with rising rate."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """Decoupled weight decay."""
+    max_length: Annotated[int, Field(ge=8)] = 128
+    """Longer inputs are cut, from the longer text of a pair."""
+    max_train_examples: Count | None = None
+    """Use at most this many training examples per task (balanced for `python-docs`)."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Dropout while fine-tuning."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """As in `pretrain`."""
+    seeds: Seeds = (0, 1, 2)
+    """One run per seed; tables show mean, standard deviation and interval."""
+    random_baseline: bool = True
+    """Also fine-tune the same architecture from random weights, same recipe and seeds."""
+
+
+class Export(Section):
+    """Write the encoder for deployment."""
+
+    formats: Annotated[tuple[Literal["hf", "onnx", "onnx-int8"], ...], BeforeValidator(_tuple)] = ("hf", "onnx", "onnx-int8")
+    """`hf`: a Hugging Face directory with model card; `onnx`: dynamic axes, checked against PyTorch; `onnx-int8`:
+    dynamically quantised (ONNX Runtime), with the measured difference."""
+    stock: bool = True
+    """Write plain `BertModel` / `ModernBertModel` files where the architecture is exactly representable."""
+    task: str | None = None
+    """Also export the best fine-tuned model of this task."""
+    licence: str = "unknown"
+    """Licence of the model, for the card."""
+
+
+class Bench(Section):
+    """Latency and throughput of the exported encoder, beside BERT-base of the same vocabulary and length."""
+
+    lengths: Counts = (32, 128)
+    """Sequence lengths in tokens."""
+    batch_sizes: Counts = (1, 8)
+    """Sequences per call."""
+    threads: Counts = (1,)
+    """CPU threads."""
+    repeats: Count = 30
+    """Timed calls per cell, after warm-up."""
+    baseline: Literal["bert-base", "none"] = "bert-base"
+    """What to time beside it: stock BERT-base with random weights (time does not depend on their values)."""
+
+
+class Report(Section):
+    """One self-contained HTML page about the run."""
+
+    title: str | None = None
+    """Heading; default: the run's name."""
+
+
+class Config(Section):
+    """One run."""
+
+    name: Name
+    """Name of the run; its directory is `runs/NAME` unless `--dir` says otherwise."""
+    machine: Machine = Machine()
+    """Where it runs."""
+    corpus: Corpus | None = None
+    """Sources of text."""
+    tokenizer: Tokenizer | None = None
+    """Tokenizer, trained or loaded."""
+    shards: Shards | None = None
+    """Packed token shards."""
+    pretrain: Pretrain | None = None
+    """Pre-training."""
+    finetune: Finetune | None = None
+    """Fine-tuning and evaluation."""
+    export: Export | None = None
+    """Deployment formats."""
+    bench: Bench | None = None
+    """Latency."""
+    report: Report | None = None
+    """HTML report."""
+
+    @model_validator(mode="after")
+    def _order(self) -> Config:
+        needs = {"tokenizer": ("corpus",), "shards": ("corpus", "tokenizer"), "pretrain": ("tokenizer", "shards")}
+        for section, before in needs.items():
+            if section == "tokenizer" and self.tokenizer is not None and self.tokenizer.path:
+                continue
+            missing = [name for name in before if getattr(self, name) is None]
+            if getattr(self, section) is not None and missing:
+                raise ValueError(f"{section} needs the section {missing[0]}; add it or remove {section}")
+        if self.pretrain and self.shards:
+            for phase in self.pretrain.phases:
+                if phase.length not in self.shards.length:
+                    raise ValueError(
+                        f"pretrain.phases asks for length {phase.length}, shards.length has {list(self.shards.length)}; "
+                        "add it there"
+                    )
+        for section in ("export", "bench"):
+            if getattr(self, section) is not None and self.pretrain is None:
+                raise ValueError(f"{section} needs the section pretrain; for a finished model use `frugalbert {section}`")
+        if self.finetune and self.pretrain is None and self.finetune.model is None:
+            raise ValueError("finetune needs the section pretrain, or finetune.model")
+        if self.bench and self.export is None:
+            raise ValueError("bench times the exported encoder; add the section export: {}")
+        return self
