@@ -1,0 +1,327 @@
+"""The run directory: atomic files, stage records, fingerprints, the lock, and clean stops.
+
+A run is a directory with one sub-directory per stage. Everything here is small and knows nothing of text or models;
+every other module writes and reads through it, so that a kill at any moment leaves the old state or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from frugalbert.progress import Progress, is_main_rank
+
+try:
+    import fcntl
+except ImportError:  # Windows: the link in `Lock` still decides who wins
+    fcntl = None
+
+__all__ = ["Lock", "Progress", "Stopped", "check_stop", "publish", "read_json", "say", "write_atomic", "write_json"]
+RECORD = "stage.json"
+PACKAGES = ("frugalbert", "torch", "transformers", "tokenizers", "accelerate", "datasets", "numpy")
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def _sync_directory(path: Path) -> None:
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path | str, data: bytes | str) -> None:
+    """Write `data` to `path` so that a reader or a crash sees the old file or the new one, never a part. Raises OSError."""
+    path = Path(path)
+    descriptor, name = tempfile.mkstemp(prefix=f".tmp-{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+    _sync_directory(path.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write `value` as indented JSON, atomically. NaN and infinity are refused: say `null` or a string instead."""
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Raises ValueError naming the file if it is damaged, FileNotFoundError if it is absent."""
+    data = Path(path).read_bytes()
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete its stage's directory to build it again") from None
+
+
+@contextlib.contextmanager
+def publish(path: Path | str) -> Iterator[Path]:
+    """A temporary directory that becomes `path` when the block succeeds (files and directory synced first).
+
+    An older `path` is replaced; a crash leaves it as it was, or, in the instant between two renames, beside it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".tmp-{path.name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
+    try:
+        yield work
+        for file in sorted(work.rglob("*")):
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+        work.chmod(0o777 & ~_umask())
+        _sync_directory(work)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-old-", dir=path.parent))
+            os.rename(path, old / path.name)
+            os.rename(work, path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(work, path)
+        _sync_directory(path.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def sha256(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- fingerprints and records ---------------------------------------------------------------------------------------
+
+
+def identify(path: Path, known: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """`{path: [size, mtime_ns, sha256]}` of a file, or of every file below a directory.
+
+    `known` is an earlier result: a file of the same size and time is not read again.
+    """
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    found: dict[str, list[Any]] = {}
+    for file in files:
+        status = file.stat()
+        before = known.get(str(file))
+        if before and before[:2] == [status.st_size, status.st_mtime_ns]:
+            found[str(file)] = before
+        else:
+            found[str(file)] = [status.st_size, status.st_mtime_ns, sha256(file)]
+    return found
+
+
+def fingerprint(value: Any) -> str:
+    """Hash of a JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
+
+
+def read_record(stage: Path) -> dict[str, Any] | None:
+    """The stage's record, or None while it has not finished."""
+    return read_json(stage / RECORD) if (stage / RECORD).exists() else None
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`; lists stay whole."""
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def drift(record: dict[str, Any], section: dict[str, Any], inputs: dict[str, str]) -> list[str]:
+    """What differs between a finished stage and what is asked for now, one line per key or input; empty = the same."""
+    before, now = flatten(record["section"]), flatten(section)
+    lines = [
+        f"{record['stage']}.{key}: {_short(before.get(key))} -> {_short(now.get(key))}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    for name in sorted(record["inputs"].keys() | inputs.keys()):
+        if record["inputs"].get(name) != inputs.get(name):
+            what = "changed" if name in inputs and name in record["inputs"] else "new" if name in inputs else "gone"
+            lines.append(f"{record['stage']} input {name}: {what}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = "unset" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and the packages that decide a result; imports none of them."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+# ---- the lock -------------------------------------------------------------------------------------------------------
+
+
+class Lock:
+    """One process per run directory. Held by a file with host, process and boot; taken over only from the dead."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "lock"
+        self._mine = json.dumps(_myself())
+
+    def __enter__(self) -> Lock:
+        with _guard(self.path.parent):
+            holder = self._holder()
+            if holder is not None and not _is_dead(holder):
+                raise ValueError(
+                    f"{self.path.parent} is in use by process {holder.get('pid')} on {holder.get('host')}; wait for it "
+                    f"or stop it (if it is surely gone, delete {self.path})"
+                )
+            if holder is not None:
+                self.path.unlink(missing_ok=True)
+            descriptor, name = tempfile.mkstemp(prefix=".tmp-lock-", dir=self.path.parent)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(self._mine)
+            try:
+                os.link(name, self.path)  # unlike a rename, fails if another process was faster
+            except FileExistsError:
+                raise ValueError(f"{self.path.parent} was just taken by another process; wait for it") from None
+            finally:
+                os.unlink(name)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            if self.path.read_text() == self._mine:
+                self.path.unlink()
+
+    def _holder(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self.path.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return {"pid": "unknown", "host": "unknown (the lock file is damaged)"}
+
+
+@contextlib.contextmanager
+def _guard(directory: Path) -> Iterator[None]:
+    """Keeps two processes of one machine from judging the same stale lock at once."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown"
+
+
+def _started(pid: int) -> str:
+    """Start time of a process in clock ticks since boot; tells a recycled process id from the original."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return "unknown"
+
+
+def _myself() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "boot": _boot(), "started": _started(os.getpid())}
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
+        return False
+    if holder.get("boot") != _boot():
+        return True
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return _started(holder["pid"]) != holder.get("started")
+
+
+# ---- clean stops ----------------------------------------------------------------------------------------------------
+
+_signal: int | None = None
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; everything worth keeping is on disk."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+def catch_signals() -> None:
+    """SIGTERM, SIGINT and SIGUSR1 set a flag that work looks at between steps; a second SIGINT interrupts at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        global _signal
+        if number == signal.SIGINT and _signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        _signal = number
+
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), handle)
+
+
+def stop_requested() -> int | None:
+    """The number of the signal that asked to stop, or None."""
+    return _signal
+
+
+def check_stop() -> None:
+    """Raises Stopped if a signal has arrived. Call between units of work of about a second."""
+    if _signal is not None:
+        raise Stopped(_signal)
+
+
+def say(text: str) -> None:
+    """One line to standard error, from the main rank."""
+    if is_main_rank():
+        print(text, file=sys.stderr, flush=True)
