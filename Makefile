@@ -1,0 +1,58 @@
+# Needs make and Python 3.11 or newer; everything else is installed into .venv on first use.
+PYTHON  ?= python3
+VENV    ?= .venv
+TESTS   ?= tests
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+TORCH   := $(shell grep '^torch==' constraints.txt)
+EXTRAS  := dev,onnx,cluster,dedup
+PIP     := $(BIN)/python -m pip --quiet --quiet --no-input --disable-pip-version-check --log $(VENV)/pip.log
+PYTEST  := $(BIN)/python -m pytest --quiet -n 2 --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test check lint torture bench docs install clean
+
+help: ## This list
+	@echo "frugalbert: from a corpus to a deployed encoder. The first command installs into $(VENV) (some minutes)."
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Another Python: make test PYTHON=python3.12"
+
+quickstart: $(STAMP) ## Real text to a trained, fine-tuned, exported encoder and a report (about 15 minutes on 2 cores)
+	@$(BIN)/frugalbert run configs/quickstart.yaml
+
+test: lint ## Lint, types and all tests: exactly what CI runs
+	@$(PYTEST) $(TESTS)
+
+check: test ## The same under its other name
+
+lint: $(STAMP) ## ruff, its formatter and pyright alone
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+
+torture: $(STAMP) ## The minutes-long tests left out of `test`: kill storms, large corpora, fuzzing
+	@$(PYTEST) -m slow $(TESTS)
+
+bench: $(STAMP) ## Every script of benchmarks/, each writes benchmarks/results/NAME.json (pin the machine first)
+	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+docs: $(STAMP) ## Write docs/config.md from the configuration's own documentation
+	@$(BIN)/python -c "from frugalbert.explain import markdown; print(markdown(), end='')" > docs/config.md
+
+install: $(STAMP) ## Only the environment
+
+clean: ## Remove the environment (runs stay)
+	@rm -rf $(VENV)
+
+# torch goes first and alone: a bare range would replace the CPU build that is at hand by the newest CUDA build.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "frugalbert needs Python 3.11 or newer, and $(PYTHON) is not; write for example: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "$(PYTHON) cannot make environments; install its venv module (Debian: python3-venv)" >&2; exit 1; }
+	@echo "installing into $(VENV): $(TORCH)"
+	@$(PIP) install -c constraints.txt $(TORCH) || { echo "the installation failed; $(VENV)/pip.log has the details" >&2; exit 1; }
+	@echo "installing into $(VENV): frugalbert[$(EXTRAS)] with the versions of constraints.txt"
+	@$(PIP) install -c constraints.txt -e '.[$(EXTRAS)]' || { echo "the installation failed; $(VENV)/pip.log has the details" >&2; exit 1; }
+	@touch $(STAMP)
+	@echo "installed; 'make help' lists what can be done, '$(BIN)/frugalbert --help' what the program can"
