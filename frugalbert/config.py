@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
 from pydantic import WithJsonSchema, model_validator
 
 from frugalbert.budget import Budget as _Budget
@@ -22,6 +22,11 @@ def _tuple(value: Any) -> Any:
     if value is None or isinstance(value, tuple):
         return value
     return tuple(value) if isinstance(value, list) else (value,)
+
+
+def _known_arch(text: str) -> str:
+    Arch.parse_or_path(text)
+    return text
 
 
 Budget = Annotated[
@@ -77,9 +82,9 @@ class Source(Section):
 
     path: str
     """A file, a glob, a directory, `hub:NAME` for a Hugging Face dataset, or `python-docs` (built in)."""
-    format: Literal["auto", "text", "paragraphs", "lines", "jsonl", "csv", "tsv", "parquet", "wikiextractor", "dataset"] = (
-        "auto"
-    )
+    format: Literal[
+        "auto", "text", "paragraphs", "lines", "jsonl", "csv", "tsv", "parquet", "wikiextractor", "dataset"
+    ] = "auto"
     """`text`: file = document; `paragraphs`: blank lines separate documents; `lines`: line = document; `auto`: by the
     name and the first bytes (`.txt` is `paragraphs` when the file has blank lines, otherwise `text`)."""
     field: str = "text"
@@ -142,9 +147,9 @@ class Tokenizer(Section):
 class Shards(Section):
     """Documents packed into rows of token ids."""
 
-    length: Annotated[tuple[Annotated[int, Field(ge=8, le=65536)], ...], BeforeValidator(_tuple), Field(min_length=1)] = (
-        128,
-    )
+    length: Annotated[
+        tuple[Annotated[int, Field(ge=8, le=65536)], ...], BeforeValidator(_tuple), Field(min_length=1)
+    ] = (128,)
     """Row length in tokens; several lengths (`[128, 512]`) make several shard sets for `pretrain.phases`."""
     pack: bool = True
     """Several documents in one row (training isolates them). Without it every document starts a row of its own."""
@@ -231,7 +236,7 @@ class ReplacedTokens(Section):
 class Pretrain(Section):
     """Train an encoder on the shards within a budget."""
 
-    arch: str = "small-modern"
+    arch: Annotated[str, AfterValidator(_known_arch)] = "small-modern"
     """A preset's name (`frugalbert explain arch` lists them), one line such as `modern 4x256 heads=4 ffn=640`, or a
     path to an `arch.json`."""
     start: str | None = None
@@ -246,13 +251,13 @@ class Pretrain(Section):
     """Global batch in sequences of the first row length; later phases keep the number of tokens."""
     optimizer: str = "adamw"
     """`adamw`, `muon` (matrices; AdamW for the rest), `lamb`, `adam`, `sgd`, or `file.py:function` beside the YAML."""
-    optimizer_options: dict[str, float | int | bool | str] = {}
+    optimizer_options: dict[str, bool | int | float | str] = {}
     """Further settings of the optimizer, checked against its signature."""
     learning_rate: Positive = 1e-3
     """Peak rate of AdamW, LAMB, Adam, SGD (with `muon`: of the parameters AdamW keeps)."""
     muon_learning_rate: Positive = 0.02
     """Peak rate of Muon's matrices."""
-    betas: tuple[Share, Share] = (0.9, 0.98)
+    betas: Annotated[tuple[Share, Share], BeforeValidator(_tuple)] = (0.9, 0.98)
     """Adam's decay rates (SGD: the first is the momentum)."""
     epsilon: Positive = 1e-6
     """Adam's epsilon."""
@@ -265,7 +270,7 @@ class Pretrain(Section):
     curve: str = "linear"
     """After warm-up: `linear`, `cosine`, `wsd`, `constant`, `elastic_step` (ExtremeBERT), one of the other curves that
     `frugalbert explain curves` lists, or `file.py:function`."""
-    curve_options: dict[str, float | int | tuple[float, ...]] = {}
+    curve_options: dict[str, float | Annotated[tuple[float, ...], BeforeValidator(_tuple)]] = {}
     """Settings of the curve, e.g. `{cooldown: 0.4}` for `wsd`."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout of hidden states and attention during pre-training."""
@@ -293,7 +298,6 @@ class Pretrain(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Pretrain:
-        Arch.parse_or_path(self.arch)
         if self.early_stop and self.early_stop.after.kind != self.budget.kind:
             raise ValueError(
                 f"early_stop.after counts {self.early_stop.after.kind} but budget counts {self.budget.kind}; "
@@ -374,7 +378,11 @@ class Finetune(Section):
 class Export(Section):
     """Write the encoder for deployment."""
 
-    formats: Annotated[tuple[Literal["hf", "onnx", "onnx-int8"], ...], BeforeValidator(_tuple)] = ("hf", "onnx", "onnx-int8")
+    formats: Annotated[tuple[Literal["hf", "onnx", "onnx-int8"], ...], BeforeValidator(_tuple)] = (
+        "hf",
+        "onnx",
+        "onnx-int8",
+    )
     """`hf`: a Hugging Face directory with model card; `onnx`: dynamic axes, checked against PyTorch; `onnx-int8`:
     dynamically quantised (ONNX Runtime), with the measured difference."""
     stock: bool = True
@@ -449,7 +457,9 @@ class Config(Section):
                     )
         for section in ("export", "bench"):
             if getattr(self, section) is not None and self.pretrain is None:
-                raise ValueError(f"{section} needs the section pretrain; for a finished model use `frugalbert {section}`")
+                raise ValueError(
+                    f"{section} needs the section pretrain; for a finished model use `frugalbert {section}`"
+                )
         if self.finetune and self.pretrain is None and self.finetune.model is None:
             raise ValueError("finetune needs the section pretrain, or finetune.model")
         if self.bench and self.export is None:

@@ -1,0 +1,232 @@
+"""The command line: one verb per function, no logic. Nothing heavy is imported until a verb needs it."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from frugalbert import run as files
+from frugalbert.config import Config
+
+EPILOG = (
+    "Exit codes: 0 done, 1 a bug of ours (traceback in the run's log), 2 something you can mend, 130 / 143 / 138 stopped "
+    "by SIGINT / SIGTERM / SIGUSR1 after a checkpoint."
+)
+app = typer.Typer(
+    help="A corpus, a training budget and a latency limit in; the best compact encoder that fits them out.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+File = Annotated[Path, typer.Argument(metavar="FILE_OR_RUN", help="A YAML file, or the directory of a run.")]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Settings to override.")]
+Directory = Annotated[Path | None, typer.Option("--dir", help="Directory of the run (default: runs/NAME).")]
+
+
+def _open(file: Path, settings: list[str] | None, directory: Path | None) -> tuple[Config, Path, Path]:
+    """Configuration, run directory, and the folder that its relative paths start from."""
+    from frugalbert.stages import SNAPSHOT, folder_of
+    from frugalbert.yamlfile import load
+
+    if (file / SNAPSHOT).is_file():
+        return load(file / SNAPSHOT, settings or ()), directory or file, folder_of(file)
+    config = load(file, settings or ())
+    return config, directory or Path("runs") / config.name, file.resolve().parent
+
+
+def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
+    """Mistakes of the user end in their sentence and exit code 2, signals in 128 + number, bugs of ours in 1."""
+
+    @functools.wraps(verb)
+    def call(*arguments: Any, **named: Any) -> None:
+        try:
+            verb(*arguments, **named)
+        except files.Stopped as stop:
+            again = " ".join(["frugalbert", *sys.argv[1:]])
+            print(f"{stop}; everything so far is kept. Continue with: {again}", file=sys.stderr)
+            raise typer.Exit(128 + stop.number) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except (ValueError, OSError) as error:
+            _log(named)
+            print(f"error: {_sentence(error)}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except typer.Exit:
+            raise
+        except Exception as error:
+            where = _log(named)
+            print(f"internal error: {type(error).__name__}: {str(error)[:300]} (traceback: {where})", file=sys.stderr)
+            raise typer.Exit(1) from None
+
+    return call
+
+
+def _sentence(error: ValueError | OSError) -> str:
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    if error.errno == 28:
+        return f"the disk is full{f' at {error.filename}' if error.filename else ''}; free some space and run again"
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+
+
+def _log(named: dict[str, Any]) -> str:
+    """The traceback goes into the run's log if there is a run, otherwise into a file of the temporary directory."""
+    import tempfile
+
+    from frugalbert.stages import SNAPSHOT, log_failure
+
+    for key in ("directory", "file"):
+        path = named.get(key)
+        if isinstance(path, Path) and (path / SNAPSHOT).is_file():
+            return str(log_failure(path))
+    if isinstance(named.get("file"), Path) and (runs := _run_of(named["file"], named.get("settings"))):
+        return str(log_failure(runs))
+    return str(log_failure(Path(tempfile.gettempdir())))
+
+
+def _run_of(file: Path, settings: list[str] | None) -> Path | None:
+    try:
+        directory = _open(file, settings, None)[1]
+    except (ValueError, OSError):
+        return None
+    return directory if directory.is_dir() else None
+
+
+@app.command()
+@_guarded
+def plan(file: File, settings: Settings = None, directory: Directory = None) -> None:
+    """Show what `run` would do: stages done and to do, sizes, tokens, hours, disk. Changes nothing."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from frugalbert.plan import rows
+
+    config, directory, folder = _open(file, settings, directory)
+    table = Table("stage", "state", "what", title=f"{config.name} in {directory}", title_justify="left")
+    for row in rows(config, directory, folder):
+        table.add_row(*row)
+    Console().print(table)
+
+
+@app.command()
+@_guarded
+def run(
+    file: File,
+    settings: Settings = None,
+    only: Annotated[str | None, typer.Option(help="Run this stage alone.")] = None,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="The whole pipeline at toy size, in a run of its own.")
+    ] = False,
+    redo: Annotated[list[str] | None, typer.Option(help="Build this stage and what follows from it again.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="Accept this stage although its settings changed.")] = None,
+    directory: Directory = None,
+) -> None:
+    """Run the pipeline; continues wherever it stands."""
+    from frugalbert import stages
+
+    files.catch_signals()
+    config, directory, folder = _open(file, settings, directory)
+    if rehearse:
+        config = stages.rehearsal(config)
+        directory = directory.with_name(f"{directory.name}-rehearsal")
+    stages.run(config, directory, folder, only=only, redo=redo or (), keep=keep or ())
+    report = directory / "report" / "report.html"
+    if files.is_main_rank():
+        print(report if report.exists() else directory)
+
+
+@app.command()
+@_guarded
+def show(file: File, settings: Settings = None, directory: Directory = None) -> None:
+    """Show what a run has produced: every finished stage with its figures."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from frugalbert.progress import duration, number
+    from frugalbert.stages import examine
+
+    config, directory, folder = _open(file, settings, directory)
+    table = Table("stage", "took", "figure", "value", title=f"{config.name} in {directory}", title_justify="left")
+    for status in examine(config, directory, folder, read_files=False):
+        metrics = files.flatten((status.record or {}).get("metrics") or {})
+        took = duration(status.record["seconds"]) if status.record else status.state
+        for index, (name, value) in enumerate(metrics.items() if status.record else [("", "")]):
+            first = (status.stage.name, took) if index == 0 else ("", "")
+            table.add_row(*first, name.replace("_", " "), number(value))
+    Console().print(table)
+
+
+@app.command()
+@_guarded
+def explain(
+    section: Annotated[str | None, typer.Argument(help="A section, `arch` (presets) or `curves`.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema for editors.")] = False,
+) -> None:
+    """Explain the YAML: all sections, or one with every key, its type, default and meaning."""
+    from frugalbert import explain as pages
+
+    print(pages.schema() if schema else pages.explain(section))
+
+
+@app.command()
+@_guarded
+def bench(
+    file: Annotated[Path, typer.Argument(metavar="MODEL_OR_RUN", help="A model directory, an ONNX file, or a run.")],
+    settings: Settings = None,
+) -> None:
+    """Time any model directory or ONNX file by batch and length, beside stock BERT-base (`lengths=[32,128]` …)."""
+    from frugalbert.config import Bench
+    from frugalbert.measure.latency import bench_model
+    from frugalbert.yamlfile import section_from
+
+    files.catch_signals()
+    if (file / "export").is_dir():
+        file = file / "export" / "hf"
+    bench_model(file, section_from(Bench, settings or ()))
+
+
+@app.command()
+@_guarded
+def export(
+    file: Annotated[Path, typer.Argument(metavar="MODEL", help="A model directory.")],
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option("--out", help="Directory to write.")] = Path("export"),
+) -> None:
+    """Write any model directory as Hugging Face, ONNX and int8 files (`formats=[onnx]` …)."""
+    from frugalbert.config import Export
+    from frugalbert.measure.export import export_model
+    from frugalbert.yamlfile import section_from
+
+    files.catch_signals()
+    export_model(file, section_from(Export, settings or ()), out)
+    print(out)
+
+
+@app.command()
+@_guarded
+def report(file: File, settings: Settings = None, directory: Directory = None) -> None:
+    """Write the HTML report of a run as it stands now."""
+    from frugalbert.config import Report
+    from frugalbert.report.page import build
+
+    config, directory, _ = _open(file, settings, directory)
+    if not directory.is_dir():
+        raise ValueError(f"there is no run in {directory} yet; start it with `frugalbert run {file}`")
+    (directory / "report").mkdir(exist_ok=True)
+    build(config.report or Report(), {"run": directory}, directory / "report", config.machine)
+    print(directory / "report" / "report.html")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
