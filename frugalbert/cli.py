@@ -14,13 +14,14 @@ from frugalbert import run as files
 from frugalbert.config import Config
 
 EPILOG = (
-    "Exit codes: 0 done, 1 a bug of ours (traceback in the run's log), 2 something you can mend, 130 / 143 / 138 stopped "
-    "by SIGINT / SIGTERM / SIGUSR1 after a checkpoint."
+    "Exit codes: 0 done, 1 a bug of ours (traceback in the run's log), 2 something you can mend, "
+    "130 / 143 / 138 stopped by SIGINT / SIGTERM / SIGUSR1 after a checkpoint."
 )
 app = typer.Typer(
     help="A corpus, a training budget and a latency limit in; the best compact encoder that fits them out.",
     epilog=EPILOG,
     no_args_is_help=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -103,6 +104,7 @@ def _run_of(file: Path, settings: list[str] | None) -> Path | None:
 def plan(file: File, settings: Settings = None, directory: Directory = None) -> None:
     """Show what `run` would do: stages done and to do, sizes, tokens, hours, disk. Changes nothing."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from frugalbert.plan import rows
@@ -110,7 +112,7 @@ def plan(file: File, settings: Settings = None, directory: Directory = None) -> 
     config, directory, folder = _open(file, settings, directory)
     table = Table("stage", "state", "what", title=f"{config.name} in {directory}", title_justify="left")
     for row in rows(config, directory, folder):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     Console().print(table)
 
 
@@ -146,6 +148,7 @@ def run(
 def show(file: File, settings: Settings = None, directory: Directory = None) -> None:
     """Show what a run has produced: every finished stage with its figures."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from frugalbert.progress import duration, number
@@ -158,7 +161,7 @@ def show(file: File, settings: Settings = None, directory: Directory = None) -> 
         took = duration(status.record["seconds"]) if status.record else status.state
         for index, (name, value) in enumerate(metrics.items() if status.record else [("", "")]):
             first = (status.stage.name, took) if index == 0 else ("", "")
-            table.add_row(*first, name.replace("_", " "), number(value))
+            table.add_row(*first, escape(name.replace("_", " ")), escape(number(value)))
     Console().print(table)
 
 

@@ -10,8 +10,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
-from pydantic import WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
 
 from frugalbert.budget import Budget as _Budget
 from frugalbert.model.arch import Arch
@@ -68,7 +77,7 @@ class Machine(Section):
     scheduler: str | None = None
     """A Dask scheduler (`tcp://host:8786`, `tls://…`) that prepares data on other machines; none = local processes."""
     micro_batch: Literal["auto"] | Count = "auto"
-    """Sequences in memory at once; the global batch is reached by accumulation. `auto` halves it when memory is full."""
+    """Sequences in memory at once; the global batch is reached by accumulation. `auto` halves it on out-of-memory."""
     compile: Literal["auto"] | bool = "auto"
     """torch.compile of one encoder block, reused by all layers. `auto`: on a GPU for budgets over 10 minutes."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
@@ -339,7 +348,7 @@ class Task(Section):
     columns: Columns = Columns()
     """Column names."""
     metrics: Texts = ()
-    """`accuracy`, `f1`, `macro_f1`, `mcc`, `pearson`, `spearman`, `mse`, …; the first is the headline. Default by type."""
+    """`accuracy`, `f1`, `mcc`, `pearson`, `spearman`, `mse`, …; the first is the headline; default by type."""
 
 
 class Finetune(Section):
@@ -452,8 +461,8 @@ class Config(Section):
             for phase in self.pretrain.phases:
                 if phase.length not in self.shards.length:
                     raise ValueError(
-                        f"pretrain.phases asks for length {phase.length}, shards.length has {list(self.shards.length)}; "
-                        "add it there"
+                        f"pretrain.phases asks for length {phase.length}, shards.length has "
+                        f"{list(self.shards.length)}; add it there"
                     )
         for section in ("export", "bench"):
             if getattr(self, section) is not None and self.pretrain is None:

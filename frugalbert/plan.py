@@ -1,4 +1,4 @@
-"""What a run will do, before it does it: stages and their state, sizes, tokens, hours, memory and disk. No torch here."""
+"""What a run will do, before it does it: stages and their state, sizes, tokens, hours and disk. No torch here."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def _pretrain(config: Config, folder: Path, known: dict[str, Any]) -> str:
     from frugalbert.model.arch import Arch
 
     section = config.pretrain
-    assert section is not None and config.shards is not None
+    assert section is not None
+    assert config.shards is not None
     arch = Arch.load(section.arch, folder)
     vocabulary = known.get("tokenizer", {}).get("vocab_size") or (
         config.tokenizer.vocab_size if config.tokenizer else 0
@@ -131,4 +132,5 @@ def _finetune(config: Config, folder: Path, known: dict[str, Any]) -> str:
     assert section is not None
     tasks = [task if isinstance(task, str) else task.name for task in section.tasks]
     runs = len(section.seeds) * (2 if section.random_baseline else 1)
-    return f"{', '.join(tasks)}: {runs} runs each ({len(section.seeds)} seeds{', and from random weights' * section.random_baseline})"
+    baseline = ", also from random weights" if section.random_baseline else ""
+    return f"{', '.join(tasks)}: {runs} runs each ({len(section.seeds)} seeds{baseline})"

@@ -48,7 +48,7 @@ def _sync_directory(path: Path) -> None:
 
 
 def write_atomic(path: Path | str, data: bytes | str) -> None:
-    """Write `data` to `path` so that a reader or a crash sees the old file or the new one, never a part. Raises OSError."""
+    """Write `data` to `path` so that a reader or a crash sees the old file or the new one, never a part."""
     path = Path(path)
     descriptor, name = tempfile.mkstemp(prefix=f".tmp-{path.name}-", dir=path.parent)
     try:

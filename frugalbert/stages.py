@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,7 @@ def folder_of(directory: Path) -> Path:
 
 def run(config: Config, directory: Path, folder: Path, *, only: str | None = None, redo: Sequence[str] = (),
         keep: Sequence[str] = ()) -> list[Status]:  # fmt: skip
-    """Bring every stage (or `only` one) up to date. Raises ValueError for what the user can mend, Stopped on a signal."""
+    """Bring every stage (or `only` one) up to date. Raises ValueError for the user to mend, Stopped on a signal."""
     for name in filter(None, [only, *redo, *keep]):
         if getattr(config, name, None) is None or name not in NAMES:
             there = [stage for stage in NAMES if getattr(config, stage) is not None]
@@ -255,7 +255,7 @@ def _build(status: Status, config: Config, directory: Path, folder: Path) -> Non
     if not main:
         return
     seconds = time.monotonic() - started
-    finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
     device = metrics.get("device", "cpu")
     record = {**identity, "seconds": round(seconds, 3), "device": device, "versions": files.versions()}
     files.write_json(out / files.RECORD, {**record, "metrics": metrics, "finished": finished})
@@ -275,7 +275,7 @@ def log_failure(directory: Path) -> Path:
     """Append the current exception's traceback to the run's log and say where."""
     path = directory / "run.log"
     with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
-        file.write(f"{datetime.now(timezone.utc).isoformat()} pid {os.getpid()}\n{traceback.format_exc()}\n")
+        file.write(f"{datetime.now(UTC).isoformat()} pid {os.getpid()}\n{traceback.format_exc()}\n")
     return path
 
 
