@@ -11,10 +11,10 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 PRESETS = {
     "tiny-modern": "modern 2x128 heads=2 ffn=320",
@@ -67,7 +67,7 @@ def _check_count(name: str, value: Any, least: int = 1) -> None:
 
 def _suggest(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"write one of {', '.join(known)}"
+    return f"did you mean {close[0]}?" if close else f"write one of {', '.join(known)}"
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,8 @@ class Arch:
         """An Arch with the family's defaults for every field that `options` leaves out."""
         if family not in FAMILIES:
             raise ValueError(f"family {family!r} is unknown; {_suggest(family, list(FAMILIES))}")
-        return cls(family=family, hidden=hidden, layers=layers, **{"max_length": 512, **FAMILIES[family], **options})
+        settings: dict[str, Any] = {"max_length": 512, **FAMILIES[family], **options}
+        return cls(family=family, hidden=hidden, layers=layers, **settings)
 
     @classmethod
     def uniform(cls, family: str, depth: int, hidden: int, heads: int, ffn: int, head_dim: int | None = None) -> Arch:
@@ -183,8 +184,7 @@ class Arch:
         if len(words) == 1:
             if words[0].lower() not in PRESETS:
                 raise ValueError(
-                    f"{text!r} is no architecture; {_suggest(words[0], list(PRESETS))}, "
-                    f"or write a line such as {EXAMPLE}"
+                    f"{text!r} is no architecture; {_suggest(words[0], list(PRESETS))} (a whole line is {EXAMPLE})"
                 )
             words = PRESETS[words[0].lower()].split()
         return _parse_line(words)
@@ -208,17 +208,13 @@ class Arch:
     @classmethod
     def from_json(cls, value: Any) -> Arch:
         """The inverse of `to_json`; fields left out take the family's defaults. Raises ValueError."""
-        if not isinstance(value, Mapping):
-            raise ValueError(f"an architecture in JSON is a mapping with family, hidden and layers, not {value!r:.60}")
-        options = {str(key): item for key, item in value.items()}
+        options = _mapping(value, "an architecture")
         _check_keys(options, [field.name for field in fields(cls)], ("family", "hidden", "layers"), "an architecture")
         family, hidden, layers = options.pop("family"), options.pop("hidden"), options.pop("layers")
-        if not isinstance(layers, list) or not all(isinstance(layer, Mapping) for layer in layers):
+        if not isinstance(layers, list):
             raise ValueError("layers must be a list of mappings with hidden, heads, head_dim and ffn")
-        for name, kind in MODEL_KEYS.items():
-            if name in options:
-                options[name] = _check_type(name, options[name], kind)
-        return cls.build(str(family), hidden, tuple(_layer_from_json(layer) for layer in layers), options)
+        options = {name: _check_type(name, item, MODEL_KEYS[name]) for name, item in options.items()}
+        return cls.build(str(family), hidden, tuple(map(_layer_from_json, cast(list[Any], layers))), options)
 
     # ---- writing it --------------------------------------------------------------------------------------------------
 
@@ -253,42 +249,35 @@ class Arch:
 # ---- the one-line form ---------------------------------------------------------------------------------------------
 
 
-def _whole(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,7}", text):
-        raise ValueError(f"{text!r} is no whole number")
-    return int(text)
-
-
-def _yes(text: str) -> bool:
-    if text not in ("yes", "no"):
-        raise ValueError(f"{text!r} is neither yes nor no")
-    return text == "yes"
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is no number") from None
-
-
-LAYER_KEYS: dict[str, Callable[[str], Any]] = {
-    "hidden": _whole,
-    "heads": _whole,
-    "head_dim": _whole,
-    "ffn": _whole,
-    "pattern": str,
-}
-MODEL_KEYS: dict[str, Callable[[str], Any]] = {
-    "max_length": _whole,
-    "token_types": _whole,
-    "embedding_norm": _yes,
-    "norm_epsilon": _number,
+LAYER_KEYS: dict[str, type] = {"hidden": int, "heads": int, "head_dim": int, "ffn": int, "pattern": str}
+MODEL_KEYS: dict[str, type] = {
+    "max_length": int,
+    "token_types": int,
+    "embedding_norm": bool,
+    "norm_epsilon": float,
     "activation": str,
-    "qk_norm": _yes,
-    "rope_theta": _number,
-    "local_rope_theta": _number,
+    "qk_norm": bool,
+    "rope_theta": float,
+    "local_rope_theta": float,
 }
+
+
+def _read(kind: type, text: str) -> Any:
+    """A value of the one-line form. Raises ValueError."""
+    if kind is bool:
+        if text not in ("yes", "no"):
+            raise ValueError(f"{text!r} is neither yes nor no")
+        return text == "yes"
+    if kind is int:
+        if not re.fullmatch(r"[0-9]{1,7}", text):
+            raise ValueError(f"{text!r} is no whole number")
+        return int(text)
+    if kind is float:
+        try:
+            return float(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is no number") from None
+    return text
 
 
 def _default_head_dim(hidden: int, heads: int) -> int:
@@ -318,7 +307,7 @@ def _per_layer(key: str, text: str, depth: int) -> list[Any]:
     for part in text.split(","):
         value, star, count = part.partition("*")
         try:
-            values.extend([LAYER_KEYS[key](value)] * (min(_whole(count), LIMIT) if star else 1))
+            values.extend([_read(LAYER_KEYS[key], value)] * (min(_read(int, count), depth + 1) if star else 1))
         except ValueError as error:
             raise ValueError(f"{key}={text}: {error}; write for example {key}=8 or {key}=8*2,4") from error
     if len(values) == 1 and "*" not in text:
@@ -333,7 +322,7 @@ def _per_layer(key: str, text: str, depth: int) -> list[Any]:
 def _parse_line(words: list[str]) -> Arch:
     head = HEAD.fullmatch(words[1])
     if words[0] not in FAMILIES:
-        raise ValueError(f"{words[0]!r} is no family; {_suggest(words[0], list(FAMILIES))}; a whole line is {EXAMPLE}")
+        raise ValueError(f"{words[0]!r} is no family; {_suggest(words[0], list(FAMILIES))}")
     if not head:
         raise ValueError(f"{words[1]!r} does not say depth x hidden size; write for example 4x256, as in {EXAMPLE}")
     depth, hidden = int(head[1]), int(head[2])
@@ -359,7 +348,7 @@ def _parse_line(words: list[str]) -> Arch:
     options: dict[str, Any] = {}
     for key, value in given.items():
         try:
-            options[key] = MODEL_KEYS[key](value)
+            options[key] = _read(MODEL_KEYS[key], value)
         except ValueError as error:
             raise ValueError(f"{key}={value}: {error}") from error
     return Arch.build(words[0], hidden, layers, options)
@@ -377,19 +366,21 @@ def _check_keys(given: Mapping[str, Any], known: list[str], needed: tuple[str, .
             raise ValueError(f"{where} needs {key}; a complete line is {EXAMPLE}")
 
 
-def _check_type(name: str, value: Any, kind: Callable[[str], Any]) -> Any:
+def _check_type(name: str, value: Any, kind: type) -> Any:
     """A JSON value of the right kind; whole numbers serve as floats. Raises ValueError."""
-    wanted, types = {
-        _whole: ("a whole number", (int,)),
-        _number: ("a number", (int, float)),
-        _yes: ("true or false", (bool,)),
-        str: ("a text", (str,)),
-    }[kind]
-    if not isinstance(value, types) or (isinstance(value, bool) and kind is not _yes):
+    if isinstance(value, bool) is not (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
+        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
         raise ValueError(f"{name} must be {wanted}, not {value!r:.60}")
-    return float(value) if kind is _number else value
+    return float(value) if kind is float else value
 
 
-def _layer_from_json(value: Mapping[str, Any]) -> LayerArch:
-    _check_keys(value, list(LAYER_KEYS), ("hidden", "heads", "head_dim", "ffn"), "a layer")
-    return LayerArch(**{key: _check_type(key, item, LAYER_KEYS[key]) for key, item in value.items()})
+def _mapping(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{what} is a mapping of settings in JSON, not {value!r:.60}")
+    return {str(key): item for key, item in cast(Mapping[Any, Any], value).items()}
+
+
+def _layer_from_json(value: Any) -> LayerArch:
+    layer = _mapping(value, "a layer")
+    _check_keys(layer, list(LAYER_KEYS), ("hidden", "heads", "head_dim", "ffn"), "a layer")
+    return LayerArch(**{key: _check_type(key, item, LAYER_KEYS[key]) for key, item in layer.items()})
