@@ -1,0 +1,305 @@
+"""Where it runs: device, precision, threads, ranks, trackers. Only here are torch.distributed and accelerate touched.
+
+One process is the normal case and costs nothing here; `torchrun --nproc-per-node N` (or `accelerate launch`) makes
+several by setting RANK, WORLD_SIZE and LOCAL_RANK, and a stage that trains on all of them calls `start` and `finish`.
+Decisions that ranks must share (time, signals) go through `agree`: every rank then holds the same numbers, and
+everything else is a pure function of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from frugalbert.run import say
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class Machine(Protocol):
+    """The keys of the YAML's `machine:` section that matter here."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def threads(self) -> int | str: ...
+    @property
+    def strategy(self) -> str: ...
+    @property
+    def trackers(self) -> tuple[str, ...]: ...
+
+
+# ---- device, precision, threads --------------------------------------------------------------------------------------
+
+
+def pick_device(machine: Machine) -> torch.device:
+    """The device of this process: `cuda:LOCAL_RANK` or the CPU. Raises ValueError if a GPU is asked for and absent."""
+    import torch
+
+    if machine.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("machine.device is cuda, but torch finds no GPU here; write device: auto or cpu")
+    if machine.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the hardware has bf16 matrix products (GPU: Ampere and later; CPU: AVX512-BF16 or AMX)."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, probe, bool)() for probe in probes)
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """`auto` -> `bf16` where the hardware multiplies it, else `fp32`; anything else is what was asked for."""
+    if name != "auto":
+        return name
+    return "bf16" if multiplies_bf16(device) else "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Context in which matrix products run in `precision` (weights stay fp32)."""
+    import torch
+
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+def usable_cores() -> int:
+    """Cores this process may use: affinity mask, then the container's CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return max(1, cores)
+
+
+def set_threads(machine: Machine) -> int:
+    """Set and return torch's CPU threads: `machine.threads`, or the usable cores shared among this host's ranks.
+
+    A lone process with `auto` obeys OMP_NUM_THREADS (torchrun sets that to 1 on its own, so there it says nothing).
+    """
+    import torch
+
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if machine.threads != "auto":
+        threads = int(machine.threads)
+    elif local_world == 1 and os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        threads = int(os.environ["OMP_NUM_THREADS"])
+    else:
+        threads = max(1, usable_cores() // local_world)
+    torch.set_num_threads(threads)
+    return threads
+
+
+# ---- ranks -----------------------------------------------------------------------------------------------------------
+
+
+def rank() -> int:
+    """This process among all of the launch, 0 if there is only one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world() -> int:
+    """Number of processes that train together: those of the launch between `start` and `finish`, otherwise 1."""
+    group = sys.modules.get("torch.distributed")
+    return group.get_world_size() if group is not None and group.is_available() and group.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def start(machine: Machine) -> torch.device:
+    """Threads, device and, in a launch of several ranks, their group (NCCL for GPU tensors, gloo for CPU ones).
+
+    All ranks must call it; a stage that rank 0 works on alone calls `set_threads` and `pick_device` instead.
+    """
+    set_threads(machine)
+    device = pick_device(machine)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch.distributed as group
+
+        if not group.is_initialized():
+            group.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def agree(values: Sequence[float]) -> list[float]:
+    """The largest of each value over the ranks, the same list everywhere. What one rank knows, others give as -inf."""
+    if world() == 1:
+        return list(values)
+    import torch
+
+    tensor = torch.tensor(values, dtype=torch.float64)
+    torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
+    return tensor.tolist()
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over the ranks, in place."""
+    if world() > 1:
+        import torch.distributed as group
+
+        group.all_reduce(tensor)
+    return tensor
+
+
+def barrier() -> None:
+    """Wait until all ranks are here."""
+    agree([0.0])
+
+
+def wrap(model: nn.Module, device: torch.device, strategy: str) -> nn.Module:
+    """The model whose gradients are averaged over the ranks; with one rank the model itself.
+
+    `ddp`: replicas. `fsdp`: the model's own parameters become shards in place (FSDP2), block by block.
+    """
+    if world() == 1:
+        return model
+    if strategy == "ddp":
+        from torch.nn.parallel import DistributedDataParallel
+
+        return DistributedDataParallel(
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (world(),))
+    for block in blocks(model):
+        fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The repeated layers of a model: the members of its `ModuleList`s."""
+    from torch import nn
+
+    return [block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module]
+
+
+@contextlib.contextmanager
+def no_sync(model: nn.Module, *, last: bool) -> Iterator[None]:
+    """Gradients of all but the last micro-batch stay local."""
+    with contextlib.ExitStack() as stack:
+        if hasattr(model, "set_requires_gradient_sync"):
+            model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        elif hasattr(model, "no_sync") and not last:
+            stack.enter_context(model.no_sync())  # type: ignore[operator]
+        yield
+
+
+def finish() -> None:
+    """Leave the process group, if there is one."""
+    if world() > 1:
+        import torch.distributed as group
+
+        if group.is_initialized():
+            group.destroy_process_group()
+
+
+# ---- trackers --------------------------------------------------------------------------------------------------------
+
+
+class Trackers:
+    """Sends figures to accelerate's trackers from a thread of its own, behind a circuit breaker.
+
+    The run's metrics.jsonl is the truth; a tracker that fails `failures` times, or hangs for `patience` seconds, is
+    given up with one warning and costs the training nothing. Only the main rank sends.
+    """
+
+    failures = 3
+    patience = 1.0
+
+    def __init__(self, names: Sequence[str], run_name: str, folder: Path) -> None:
+        self._broken: str | None = None
+        self._calls: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
+        self._busy_since: float | None = None
+        self._thread: threading.Thread | None = None
+        if names and is_main():
+            self._thread = threading.Thread(target=self._work, args=(names, run_name, folder), daemon=True)
+            self._thread.start()
+
+    def _work(self, names: Sequence[str], run_name: str, folder: Path) -> None:
+        trackers: list[Any] = []
+        failed = 0
+        try:
+            trackers = [_tracker(name, run_name, folder) for name in names]
+        except Exception as error:  # a tracker may raise anything, and none of it may stop a training
+            self._open(error)
+        while (call := self._calls.get()) is not None and self._broken is None:
+            kind, (values, step) = call
+            self._busy_since = time.monotonic()
+            try:
+                for tracker in trackers:
+                    tracker.log(values, step=step) if kind == "log" else tracker.store_init_configuration(values)
+            except Exception as error:
+                failed += 1
+                if failed >= self.failures:
+                    self._open(error)
+            self._busy_since = None
+        for tracker in trackers if self._broken is None else []:
+            try:
+                tracker.finish()
+            except Exception as error:
+                self._open(error)
+
+    def _open(self, reason: object) -> None:
+        if self._broken is None:
+            self._broken = str(reason)
+            say(f"trackers are given up ({str(reason)[:200]}); the run goes on, its figures are in metrics.jsonl")
+
+    def _put(self, kind: str, values: dict[str, Any], step: int) -> None:
+        if self._thread is None or self._broken is not None:
+            return
+        since = self._busy_since
+        if since is not None and time.monotonic() - since > self.patience:
+            self._open(f"a call did not return within {self.patience:g} s")
+            return
+        self._calls.put((kind, (values, step)))
+
+    def configuration(self, values: dict[str, Any]) -> None:
+        """The settings of the run, once."""
+        self._put("configuration", values, 0)
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        """Figures of one step; returns at once."""
+        self._put("log", {name: value for name, value in values.items() if isinstance(value, int | float)}, step)
+
+    def finish(self) -> None:
+        """Flush, waiting at most `patience` seconds."""
+        if self._thread is not None and self._broken is None:
+            self._calls.put(None)
+            self._thread.join(self.patience)
+
+
+def _tracker(name: str, run_name: str, folder: Path) -> Any:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise ValueError(f"there is no tracker {name}; write one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+    if name not in [str(available) for available in get_available_trackers()]:
+        raise ValueError(f"the tracker {name} is not installed; run: pip install frugalbert[{name}]")
+    kind = LOGGER_TYPE_TO_CLASS[name]
+    tracker = kind(run_name, folder) if kind.requires_logging_directory else kind(run_name)
+    tracker.start()
+    return tracker

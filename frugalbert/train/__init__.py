@@ -1,0 +1,1 @@
+"""Training: one loop, objectives, optimizers, curves, checkpoints, and the stage that pre-trains."""
