@@ -147,7 +147,9 @@ class Tokenizer(Section):
 
     @model_validator(mode="after")
     def _load_or_train(self) -> Tokenizer:
-        extra = sorted(self.model_fields_set & {"kind", "vocab_size", "min_frequency", "max_characters"})
+        fields = type(self).model_fields
+        training = ("kind", "vocab_size", "min_frequency", "max_characters")
+        extra = [name for name in training if getattr(self, name) != fields[name].default]
         if self.path is not None and extra:
             raise ValueError(f"path loads a finished tokenizer, {extra[0]} trains one; remove one of the two")
         return self
@@ -314,7 +316,7 @@ class Pretrain(Section):
             )
         if sum(phase.share for phase in self.phases) >= 1.0:
             raise ValueError("the shares of phases add up to the whole budget; leave some for the first row length")
-        if self.objective != "rtd" and "replaced" in self.model_fields_set:
+        if self.objective != "rtd" and self.replaced != ReplacedTokens():
             raise ValueError("replaced belongs to objective: rtd; remove it or set the objective")
         if self.warmup >= 1.0:
             raise ValueError("warmup 1.0 leaves nothing to train at the peak rate; write a share such as 0.06")

@@ -7,6 +7,7 @@ every other module writes and reads through it, so that a kill at any moment lea
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -138,8 +139,13 @@ def identify(path: Path, known: dict[str, list[Any]]) -> dict[str, list[Any]]:
         if before and before[:2] == [status.st_size, status.st_mtime_ns]:
             found[str(file)] = before
         else:
-            found[str(file)] = [status.st_size, status.st_mtime_ns, sha256(file)]
+            found[str(file)] = [status.st_size, status.st_mtime_ns, _digest(file, status.st_size, status.st_mtime_ns)]
     return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest(file: Path, size: int, mtime_ns: int) -> str:
+    return sha256(file)
 
 
 def fingerprint(value: Any) -> str:

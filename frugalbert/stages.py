@@ -39,6 +39,7 @@ class Stage:
     function: str
     outside: Callable[[Any], list[str]] = lambda section: []
     derived: bool = False  # rebuilt without asking: nothing in it is worth keeping
+    precious: bool = False  # even a half of it is worth a question before it is built again with other settings
     all_ranks: bool = False  # every process of a torchrun launch takes part
 
 
@@ -60,8 +61,10 @@ STAGES = (
     Stage("corpus", (), "frugalbert.data.corpus:build", _corpus_paths),
     Stage("tokenizer", ("corpus",), "frugalbert.data.tokenizer:build", lambda section: [section.path or ""]),
     Stage("shards", ("corpus", "tokenizer"), "frugalbert.data.shards:build"),
-    Stage("pretrain", ("shards", "tokenizer"), "frugalbert.train.pretrain:build", _pretrain_paths, all_ranks=True),
-    Stage("finetune", ("pretrain", "tokenizer", "corpus"), "frugalbert.finetune.runner:build", _finetune_paths),
+    Stage("pretrain", ("shards", "tokenizer"), "frugalbert.train.pretrain:build", _pretrain_paths,
+          all_ranks=True, precious=True),
+    Stage("finetune", ("pretrain", "tokenizer", "corpus"), "frugalbert.finetune.runner:build", _finetune_paths,
+          precious=True),
     Stage("export", ("pretrain", "tokenizer", "shards", "corpus", "finetune"), "frugalbert.measure.export:build"),
     Stage("bench", ("export", "tokenizer"), "frugalbert.measure.latency:build"),
     Stage("report", ("corpus", "tokenizer", "shards", "pretrain", "finetune", "export", "bench"),
@@ -144,9 +147,8 @@ def examine(config: Config, directory: Path, folder: Path, *, read_files: bool =
 
 
 def prepare(config: Config, directory: Path, folder: Path) -> None:
-    """Make the run directory and leave in it what `run DIRECTORY` needs to continue."""
+    """Leave in the run directory what `run DIRECTORY` needs to continue."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
         files.write_atomic(directory / SNAPSHOT, f"# folder: {folder.resolve()}\n{text}")
     except OSError as error:
@@ -169,9 +171,14 @@ def run(config: Config, directory: Path, folder: Path, *, only: str | None = Non
             there = [stage for stage in NAMES if getattr(config, stage) is not None]
             raise ValueError(f"there is no stage {name!r} in this run; its stages are {', '.join(there)}")
     main = files.is_main_rank()
-    if main:
-        prepare(config, directory, folder)
-    with files.Lock(directory) if main else contextlib.nullcontext():
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = files.Lock(directory) if main else contextlib.nullcontext()
+    except OSError as error:
+        raise _unwritable(directory, error) from None
+    with lock:
+        if main:
+            prepare(config, directory, folder)
         for name in redo if main else ():
             _move_aside(config, directory, name)
         for position, status in enumerate(examine(config, directory, folder)):
@@ -204,7 +211,8 @@ def _one(status: Status, config: Config, directory: Path, folder: Path, *, accep
     if not files.is_main_rank() and not stage.all_ranks:
         _wait(out)
         return
-    if status.state == "drifted" and not stage.derived:
+    worth_asking = stage.precious and any(path.name != PART for path in out.iterdir()) if out.exists() else False
+    if status.state == "drifted" and not stage.derived and (status.record or worth_asking):
         if not (accept and status.record):
             _refuse(status)
         record = {**status.record, "accepted": {"fingerprint": status.fingerprint, "drift": status.changes}}

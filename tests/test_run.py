@@ -1,0 +1,184 @@
+"""The run directory's parts: atomic files, identities, the lock, progress."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from frugalbert import run
+from frugalbert.progress import Progress, duration, number
+
+
+def test_write_atomic_replaces_or_leaves(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    run.write_json(path, {"a": 1})
+    assert run.read_json(path) == {"a": 1}
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        run.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [item.name for item in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_nan_is_not_written_and_damage_is_named(tmp_path):
+    with pytest.raises(ValueError, match="Out of range"):
+        run.write_json(tmp_path / "x.json", {"loss": float("nan")})
+    (tmp_path / "x.json").write_text('{"a": 1')
+    with pytest.raises(ValueError, match=r"x\.json is damaged"):
+        run.read_json(tmp_path / "x.json")
+
+
+def test_publish_is_all_or_nothing(tmp_path):
+    target = tmp_path / "checkpoint"
+    with run.publish(target) as work:
+        (work / "weights").write_text("1")
+    with pytest.raises(RuntimeError), run.publish(target) as work:
+        (work / "weights").write_text("half")
+        raise RuntimeError
+    assert (target / "weights").read_text() == "1"
+    with run.publish(target) as work:
+        (work / "weights").write_text("2")
+    assert (target / "weights").read_text() == "2"
+    assert [item.name for item in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_identity_follows_the_content_and_reuses_known_hashes(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("one")
+    first = run.identify(tmp_path, {})
+    assert run.identify(tmp_path, first) == first
+    marked = {key: [*value[:2], "known"] for key, value in first.items()}
+    assert run.identify(tmp_path, marked)[str(file)][2] == "known"
+    file.write_text("two!")
+    assert run.identify(tmp_path, first)[str(file)][2] != first[str(file)][2]
+
+
+def test_fingerprint_ignores_key_order_only():
+    assert run.fingerprint({"a": 1, "b": 2}) == run.fingerprint({"b": 2, "a": 1})
+    assert run.fingerprint({"a": 1, "b": 2}) != run.fingerprint({"a": 2, "b": 1})
+
+
+def test_drift_names_what_changed():
+    record = {"stage": "shards", "section": {"length": [128], "mask": {"rate": 1}}, "inputs": {"corpus": "x", "t": "y"}}
+    assert run.drift(record, {"length": [128], "mask": {"rate": 1}}, {"corpus": "x", "t": "y"}) == []
+    lines = run.drift(record, {"length": [64], "mask": {"rate": 1}}, {"corpus": "z", "new": "y"})
+    assert lines == [
+        "shards.length: [128] -> [64]",
+        "shards input corpus: changed",
+        "shards input new: new",
+        "shards input t: gone",
+    ]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from frugalbert.run import Lock
+try:
+    with Lock(Path(sys.argv[1])):
+        print("held", flush=True)
+        sys.stdin.readline()
+except ValueError:
+    print("refused", flush=True)
+"""
+
+
+def _holder(directory: Path) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_process_is_refused_and_a_dead_one_is_replaced(tmp_path):
+    process = _holder(tmp_path)
+    with pytest.raises(ValueError, match=f"in use by process {process.pid}"), run.Lock(tmp_path):
+        pass
+    process.kill()
+    process.wait()
+    assert (tmp_path / "lock").exists()
+    with run.Lock(tmp_path):
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / "lock").exists()
+
+
+def test_a_recycled_process_id_does_not_hold_the_lock(tmp_path):
+    holder = {**run._myself(), "started": "1"}
+    (tmp_path / "lock").write_text(json.dumps(holder))
+    with run.Lock(tmp_path):
+        pass
+
+
+def test_a_lock_of_another_host_is_respected(tmp_path):
+    (tmp_path / "lock").write_text(json.dumps({**run._myself(), "host": "elsewhere", "pid": 1}))
+    with pytest.raises(ValueError, match="on elsewhere"), run.Lock(tmp_path):
+        pass
+
+
+def test_of_many_starters_one_wins(tmp_path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    starters = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    words = [starter.stdout.readline().strip() for starter in starters]
+    for starter in starters:
+        starter.communicate("\n")
+    assert sorted(words) == ["held", "refused", "refused", "refused"]
+
+
+SIGNALLED = """
+import os, signal, sys
+from frugalbert import run
+run.catch_signals()
+assert run.stop_requested() is None
+os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+try:
+    run.check_stop()
+except run.Stopped as stop:
+    sys.exit(128 + stop.number)
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
+def test_signals_become_a_flag(name, code):
+    assert subprocess.run([sys.executable, "-c", SIGNALLED, name], check=False).returncode == code
+
+
+def test_progress_off_a_terminal_is_plain_lines(capsys):
+    progress = Progress("tokenise", 200, "documents")
+    progress.every = 0.0
+    with progress:
+        progress.update(50)
+        progress.update(100, loss=3.14159)
+    lines = capsys.readouterr().err.strip().split("\n")
+    assert len(lines) == 2
+    assert lines[1].startswith("tokenise: 50% · 100 of 200 documents · ")
+    assert lines[1].endswith("loss 3.142")
+    assert "\r" not in lines[1]
+
+
+@given(st.floats(0, 1e7))
+def test_durations_read_back(seconds):
+    parts = duration(seconds).split()
+    units = {"s": 1, "min": 60, "h": 3600}
+    total = sum(float(value) * units[unit] for value, unit in zip(parts[::2], parts[1::2], strict=True))
+    assert abs(total - seconds) <= (60 if seconds >= 3600 else 0.51)
+
+
+def test_numbers_are_short():
+    assert [number(value) for value in (12, 12_700, 3.14159, 2.5e9, "x", True)] == [
+        "12",
+        "12.7k",
+        "3.142",
+        "2.5G",
+        "x",
+        "True",
+    ]
