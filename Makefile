@@ -6,7 +6,8 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 TORCH   := $(shell grep '^torch==' constraints.txt)
 EXTRAS  := dev,onnx,cluster,dedup
-PIP     := $(BIN)/python -m pip --quiet --quiet --no-input --disable-pip-version-check --log $(VENV)/pip.log
+PIP     := $(BIN)/python -m pip --no-input --disable-pip-version-check install --progress-bar off -c constraints.txt
+LOG     := $(VENV)/pip.log
 PYTEST  := $(BIN)/python -m pytest --quiet -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
@@ -51,8 +52,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo "$(PYTHON) cannot make environments; install its venv module (Debian: python3-venv)" >&2; exit 1; }
 	@echo "installing into $(VENV): $(TORCH)"
-	@$(PIP) install -c constraints.txt $(TORCH) || { echo "the installation failed; $(VENV)/pip.log has the details" >&2; exit 1; }
+	@$(PIP) $(TORCH) > $(LOG) 2>&1 || { tail -n 15 $(LOG); echo "the installation failed; $(LOG) has the details" >&2; exit 1; }
 	@echo "installing into $(VENV): frugalbert[$(EXTRAS)] with the versions of constraints.txt"
-	@$(PIP) install -c constraints.txt -e '.[$(EXTRAS)]' || { echo "the installation failed; $(VENV)/pip.log has the details" >&2; exit 1; }
+	@$(PIP) -e '.[$(EXTRAS)]' >> $(LOG) 2>&1 || { tail -n 15 $(LOG); echo "the installation failed; $(LOG) has the details" >&2; exit 1; }
 	@touch $(STAMP)
 	@echo "installed; 'make help' lists what can be done, '$(BIN)/frugalbert --help' what the program can"

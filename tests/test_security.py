@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from structure import path_of, sources
+from tests.structure import path_of, sources
 
 FORBIDDEN_CALLS = {
     "eval", "exec", "compile", "__import__", "os.system", "os.popen", "pickle.load", "pickle.loads", "pickle.Unpickler",
@@ -76,7 +76,7 @@ def _fault(call: ast.Call, names: dict[str, str]) -> str | None:
 
 
 def test_no_way_to_run_code_from_a_file():
-    assert [fault for module, text in sources().items() for fault in faults(module, text)] == []
+    assert "\n".join(fault for module, text in sources().items() for fault in faults(module, text)) == ""
 
 
 def test_the_gate_can_fail():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from structure import path_of, sources
+from tests.structure import path_of, sources
 
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 60, 7
 PACKAGE_LINES = 9000  # raised only by a commit that says why

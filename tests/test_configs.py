@@ -1,0 +1,62 @@
+"""Every YAML that is shipped loads and plans, and says what it says in its comments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from frugalbert.cli import app
+from frugalbert.config import Config
+from frugalbert.yamlfile import load
+from tests.structure import ROOT
+
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def test_the_promised_ones_are_there():
+    assert {path.stem for path in CONFIGS} >= {
+        "quickstart",
+        "academic-24h",
+        "extremebert",
+        "compact-30m",
+        "compact-30m-cpu",
+    }
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_plans(path: Path, tmp_path: Path):
+    result = CliRunner().invoke(app, ["plan", str(path), "--dir", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    config = load(path)
+    for section in Config.model_fields:
+        if section not in ("name", "machine") and getattr(config, section) is not None:
+            assert section in result.stdout
+    assert not (tmp_path / "run").exists(), "planning changes nothing"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_its_name_is_its_file(path: Path):
+    assert load(path).name == path.stem
+
+
+def test_academic_24h_is_the_published_recipe():
+    """24hBERT, arXiv 2104.07705 and the authors' repository; the table of the paper's hyper-parameters."""
+    recipe = load(ROOT / "configs" / "academic-24h.yaml").pretrain
+    assert recipe is not None
+    published = {
+        "arch": "24hbert", "batch_size": 4096, "optimizer": "adamw", "learning_rate": 1e-3, "betas": (0.9, 0.98),
+        "epsilon": 1e-6, "weight_decay": 0.01, "clip_norm": 0.0, "warmup": 0.06, "curve": "linear", "dropout": 0.1,
+        "precision": "fp16", "seed": 42,
+    }  # fmt: skip
+    assert {name: getattr(recipe, name) for name in published} == published
+    assert (str(recipe.budget), recipe.mask.rate, recipe.mask.style) == ("1d", (0.15,), "bert")
+
+
+def test_a_misspelt_key_is_met_with_the_right_one(tmp_path: Path):
+    path = tmp_path / "bad.yaml"
+    path.write_text((ROOT / "configs" / "quickstart.yaml").read_text().replace("batch_size:", "batchsize:"))
+    result = CliRunner().invoke(app, ["plan", str(path)])
+    assert result.exit_code == 2
+    assert "did you mean batch_size?" in result.output
