@@ -152,9 +152,11 @@ def prepare(config: Config, directory: Path, folder: Path) -> None:
         text = yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
         files.write_atomic(directory / SNAPSHOT, f"# folder: {folder.resolve()}\n{text}")
     except OSError as error:
-        raise ValueError(
-            f"cannot write the run directory {directory} ({error.strerror}); choose another with --dir"
-        ) from None
+        raise _unwritable(directory, error) from None
+
+
+def _unwritable(directory: Path, error: OSError) -> ValueError:
+    return ValueError(f"cannot write the run directory {directory} ({error.strerror}); choose another with --dir")
 
 
 def folder_of(directory: Path) -> Path:
@@ -171,6 +173,8 @@ def run(config: Config, directory: Path, folder: Path, *, only: str | None = Non
             there = [stage for stage in NAMES if getattr(config, stage) is not None]
             raise ValueError(f"there is no stage {name!r} in this run; its stages are {', '.join(there)}")
     main = files.is_main_rank()
+    if redo and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError("--redo moves directories while other ranks look at them; call it once without torchrun")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = files.Lock(directory) if main else contextlib.nullcontext()
