@@ -29,7 +29,7 @@ check: test ## The same under its other name
 lint: $(STAMP) ## ruff, its formatter and pyright alone
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 torture: $(STAMP) ## The minutes-long tests left out of `test`: kill storms, large corpora, fuzzing
 	@$(PYTEST) -m slow $(TESTS)

@@ -77,7 +77,7 @@ def _with_single_values(value: Any) -> Any:
 # ---- from the schema to keys ----------------------------------------------------------------------------------------
 
 
-def keys() -> Iterator[Key]:
+def all_keys() -> Iterator[Key]:
     """Every key in the order of the file; a mapping comes before its own keys (`corpus.sources[].path` for lists)."""
     whole = _schema()
     yield from _keys(whole, whole["$defs"], "")
@@ -159,7 +159,7 @@ def explain(section: str | None = None) -> str:
 
     Raises ValueError for a name that is not there.
     """
-    found = list(keys())
+    found = list(all_keys())
     if section in ("arch", "curves"):
         return _terminal_table(_presets() if section == "arch" else _curves())
     chosen = [key for key in found if section is None or key.path == section or key.path.startswith(f"{section}.")]
@@ -198,7 +198,7 @@ def _plain(text: str) -> str:
 
 def markdown() -> str:
     """The text of docs/config.md: a table per section and mapping, the presets and the curves."""
-    found = list(keys())
+    found = list(all_keys())
     lines = [INTRODUCTION]
     top = [key for key in found if "." not in key.path]
     lines += ["| section | what it does |", "|---|---|"]

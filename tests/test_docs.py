@@ -1,0 +1,171 @@
+"""The documentation says what is there: generated pages are current, named keys and files exist."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from frugalbert import explain
+from frugalbert.config import Config
+from tests.structure import ROOT
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+SECTIONS = "|".join(Config.model_fields)
+# `pretrain.mask.rate`, `pretrain.budget: 24h`, `machine.trackers`: a section's name, dots and keys, perhaps a value.
+KEY = re.compile(rf"`((?:{SECTIONS})(?:\.[a-z_0-9]+)*)(?::\s[^`]*)?`")
+# What the reference systems have (options of their command lines, keys of their files): each must be answered.
+ACADEMIC = """
+    deepspeed deepspeed_transformer_kernel stochastic_mode attention_dropout_checkpoint normalize_invertible
+    gelu_checkpoint gradient_clipping steps_per_print wall_clock_breakdown prescale_gradients
+    gradient_predivide_factor fp16 fp16_backend fp16_opt model_type tokenizer_name model_name_or_path
+    config_name cache_dir pretrain_run_args vocab_size hidden_size num_hidden_layers num_attention_heads
+    intermediate_size hidden_act hidden_dropout_prob attention_probs_dropout_prob max_position_embeddings
+    type_vocab_size initializer_range layernorm_embedding fused_linear_layer sparse_mask_prediction
+    encoder_ln_mode layer_norm_type dataset_path num_workers async_worker data_loader_type optimizer_type
+    weight_decay bias_correction max_coeff min_coeff adam_beta1 adam_beta2 adam_eps lr lr_schedule curve
+    warmup_proportion decay_rate decay_step num_warmup_steps seed output_dir max_predictions_per_seq
+    load_training_checkpoint load_checkpoint_id num_epochs_between_checkpoints job_name project_name
+    current_run_id max_steps max_steps_per_epoch print_steps do_validation validation_epochs
+    validation_epochs_begin validation_epochs_end validation_begin_proportion validation_end_proportion
+    validation_micro_batch add_nsp early_exit_time_marker total_training_time finetune_time_markers
+    finetune_checkpoint_at_end gradient_accumulation_steps train_batch_size train_micro_batch_size_per_gpu
+    num_epochs use_early_stopping early_stop_time early_stop_eval_loss scale_cnt_limit log_throughput_every
+    --n_processes --num_train_shards --num_test_shards --frac_test --max_seq_length --masked_lm_prob
+    --short_seq_prob --dup_factor --whole_word_mask --do_lower_case --pairs
+""".split()
+EXTREME = """
+    SYSTEM.NUM_GPUS SYSTEM.MAX_MEMORY_IN_GB DATASET.ENABLED DATASET.HUGGINGFACE_DATASETS
+    DATASET.CUSTOMIZED_DATASETS DATASET.ID DATASET.TMP_DIR DATASET.OUTPUT_DIR DATASET.LOG_DIR PRETRAIN.ENABLED
+    PRETRAIN.OPTIMIZER PRETRAIN.NUM_STEPS PRETRAIN.LEARNING_RATE PRETRAIN.ID FINETUNE.ENABLED
+    FINETUNE.MULTIPROCESS_GPU_LIST RESULT_COLLECTION.ENABLED TOKENIZER.NAME_OR_PATH WANDB.* --config_file
+    --clear_cache optimizer_conf_file curve_conf_file inverse_time_decay piecewise_constant
+    piecewise_inverse_time cosine_decay exponential_decay step_decay elastic_step_decay poly_remain_time_decay
+    continuous_eigencurve linear_decay activation_point restarting_points
+""".split()
+
+
+def known_keys() -> set[str]:
+    """Every key, without the marks of lists: `corpus.sources.path`."""
+    return {key.path.replace("[]", "") for key in explain.all_keys()}
+
+
+def named_keys(text: str) -> Iterator[str]:
+    yield from (match[1] for match in KEY.finditer(text))
+
+
+def test_config_page_is_current():
+    page = ROOT / "docs" / "config.md"
+    assert page.read_text(encoding="utf-8") == explain.markdown(), "run `make docs`"
+
+
+def test_every_key_is_explained():
+    silent = [key.path for key in explain.all_keys() if not key.text]
+    assert silent == []
+    for key in explain.all_keys():
+        assert key.name in explain.explain(key.path.removesuffix("[]"))
+
+
+@pytest.mark.parametrize("wrong", ["pretain", "mask", "pretrain.batchsize"])
+def test_a_wrong_name_is_met_with_the_right_one(wrong):
+    right = {"pretain": "pretrain", "mask": "pretrain.mask", "pretrain.batchsize": "pretrain.batch_size"}[wrong]
+    with pytest.raises(ValueError, match=rf"did you mean .*\b{right}\b"):
+        explain.explain(wrong)
+
+
+def test_the_schema_accepts_what_is_shipped():
+    """A small validator for the part of JSON Schema that the schema uses; every shipped file must pass it."""
+    schema = json.loads(explain.schema())
+    for path in sorted((ROOT / "configs").rglob("*.yaml")):
+        assert list(_violations(yaml.safe_load(path.read_text()), schema, schema["$defs"])) == [], path
+    bad = {"name": "x", "shards": {"lenght": 128}, "pretrain": {"budget": 3}}
+    found = list(_violations(bad, schema, schema["$defs"]))
+    assert found == ["shards: no branch fits", "pretrain: no branch fits"]
+
+
+def _violations(value, schema, definitions, where="") -> Iterator[str]:
+    types = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "null": type(None)}
+    types["boolean"] = bool
+    if "$ref" in schema:
+        schema = definitions[schema["$ref"].rsplit("/", 1)[-1]]
+    if "anyOf" in schema:
+        if all(any(True for _ in _violations(value, branch, definitions, where)) for branch in schema["anyOf"]):
+            yield f"{where}: no branch fits"
+        return
+    if schema.get("type") == "number" and isinstance(value, str) and re.fullmatch(r"[0-9.]+e-?[0-9]+", value):
+        value = float(value)  # PyYAML's reading of 1e-3
+    if not isinstance(value, types[schema.get("type", "object")]) or value not in schema.get("enum", [value]):
+        yield f"{where}: {value!r}"
+        return
+    if isinstance(value, dict) and "properties" in schema:
+        for key, item in value.items():
+            if key not in schema["properties"]:
+                yield f"{where}.{key}: unknown"
+            else:
+                yield from _violations(item, schema["properties"][key], definitions, f"{where}.{key}".strip("."))
+    if isinstance(value, list) and "items" in schema:
+        for item in value:
+            yield from _violations(item, schema["items"], definitions, where)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_named_keys_exist(path: Path):
+    assert set(named_keys(path.read_text(encoding="utf-8"))) - known_keys() == set()
+
+
+def test_the_check_of_keys_can_fail():
+    text = "`pretrain.budget: 24h` and `pretrain.bugdet`, `corpus.sources.path`, `finetune`, not `SYSTEM.NUM_GPUS`"
+    assert set(named_keys(text)) - known_keys() == {"pretrain.bugdet"}
+
+
+def unanswered(page: str, options: list[str]) -> list[str]:
+    """Options that no table row names in backticks in its first cell, or whose last cell has neither key nor reason."""
+    rows = [re.split(r"\s*\|\s*", line.strip("| ")) for line in page.splitlines() if line.startswith("| ")]
+    missing = []
+    for option in options:
+        name = re.compile(rf"(?<![\w.]){re.escape(option)}(?![\w.])")
+        answers = [row[-1] for row in rows if any(name.search(code) for code in re.findall(r"`([^`]+)`", row[0]))]
+        if not answers or not all(answer.startswith("– ") or "`" in answer for answer in answers):
+            missing.append(option)
+    return missing
+
+
+def test_every_option_of_the_reference_systems_is_answered():
+    academic, extreme = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8").split("## ExtremeBERT\n")
+    assert unanswered(academic, ACADEMIC) == []
+    assert unanswered(extreme, EXTREME) == []
+    assert unanswered("| `lr` | | |\n| `seed` | 42 | – none |", ["lr", "seed", "fp16"]) == ["lr", "fp16"]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_named_files_exist(path: Path):
+    text = path.read_text(encoding="utf-8")
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    missing = [link for link in links if link and not (path.parent / link).exists()]
+    files = re.findall(r"`((?:frugalbert|configs|tests|benchmarks|docs)/[A-Za-z0-9_./-]+\.[a-z0-9]+)`", text)
+    missing += [name for name in files if not (ROOT / name).exists() and not name.startswith("docs/config.json")]
+    assert missing == []
+
+
+def test_methods_name_a_file_each():
+    rows = [line for line in (ROOT / "docs" / "methods.md").read_text().splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 10
+    assert [row for row in rows if not re.search(r"\| `[^`]+`", row.rstrip("| "))] == []
+
+
+def test_the_tour_passes_through_the_package():
+    """The tour names every working package's main files, so that it ages visibly."""
+    text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(?:frugalbert/)?((?:data|train|model|finetune|measure|report)/[a-z_]+\.py)`", text))
+    assert len(named) >= 12
+    assert [name for name in named if not (ROOT / "frugalbert" / name).exists()] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_no_machine_paths_or_left_overs(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert re.findall(r"/work/|/root/|/tmp/|/home/|TODO|FIXME|XXX|TBD|lorem ipsum", text) == []
