@@ -1,0 +1,155 @@
+"""Model directories in, modules out: the one way in which export and bench read weights.
+
+Any Hugging Face directory will do. Code that a directory ships is never run: models of our own type are read with our
+own classes, models of a type that transformers knows with its classes, anything else is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from frugalbert import run
+
+OURS = "frugalbert"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+HEADS = {
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForTokenClassification": "AutoModelForTokenClassification",
+    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
+    "ForMultipleChoice": "AutoModelForMultipleChoice",
+    "ForReplacedTokenDetection": "AutoModel",
+}
+"""Ending of a class name in `architectures` -> the Auto class of transformers that loads it."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the warnings and log lines of the libraries inside; exceptions still speak."""
+    from transformers.utils import logging as hf
+
+    before, bars = logging.root.manager.disable, hf.is_progress_bar_enabled()
+    logging.disable(logging.WARNING)
+    hf.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+        if bars:
+            hf.enable_progress_bar()
+
+
+def read_model_config(path: Path) -> dict[str, Any]:
+    """The `config.json` of a model directory. Raises ValueError with one sentence if the directory is none."""
+    if not path.is_dir():
+        kind = "is a file" if path.exists() else "does not exist"
+        raise ValueError(f"{path} {kind}; name a model directory with config.json and model.safetensors in it")
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path} is not a model: it has no config.json; name a Hugging Face model directory")
+    try:
+        config = run.read_json(path / "config.json")
+    except ValueError:
+        config = None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ValueError(f"{path / 'config.json'} does not describe a model: it is no JSON mapping with a model_type")
+    if not any((path / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        raise ValueError(
+            f"{path} has no model.safetensors (pickled weights are not read); save the model again with it"
+        )
+    return config
+
+
+def head_of(config: dict[str, Any]) -> str:
+    """The head a directory was saved with: an ending such as `ForMaskedLM`, or `Model` for a bare encoder."""
+    names = config.get("architectures") or ["Model"]
+    return next((head for head in HEADS if str(names[0]).endswith(head)), "Model")
+
+
+def load_model(path: Path, *, encoder_only: bool = False) -> Any:
+    """The model in a directory, in fp32 and evaluation mode, with the head it was saved with (or without any).
+
+    Raises ValueError for a directory that is no model, is damaged, or would need code of its own to run.
+    """
+    config = read_model_config(path)
+    head = "Model" if encoder_only else head_of(config)
+    owner = _class_for(path, config, head)
+    with quiet():
+        import torch
+
+        try:
+            model, report = owner.from_pretrained(
+                path, dtype=torch.float32, local_files_only=True, output_loading_info=True, use_safetensors=True
+            )
+        except Exception as error:  # safetensors, JSON and shape errors have no base in common
+            raise ValueError(
+                f"{path} is damaged ({_first_line(error)}); copy it again from where it was saved"
+            ) from None
+    missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise ValueError(
+            f"{path} is damaged or incomplete: {len(missing)} weights of its config.json are missing, the first is "
+            f"{missing[0]}; copy it again from where it was saved"
+        )
+    return model.eval()
+
+
+def _class_for(path: Path, config: dict[str, Any], head: str) -> Any:
+    kind = config["model_type"]
+    if kind == OURS:
+        from frugalbert.model import modeling
+
+        return getattr(modeling, f"Frugal{head}")
+    if config.get("is_encoder_decoder"):
+        raise ValueError(f"{path} is an encoder-decoder ({kind}); only encoders can be exported and timed")
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if kind not in CONFIG_MAPPING_NAMES:
+        why = "brings its own code, which is never run here" if config.get("auto_map") else "is not known"
+        raise ValueError(f"{path} is of the type {kind!r}, which {why}; use a type that transformers itself contains")
+    return getattr(transformers, HEADS.get(head, "AutoModel"))
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
+def copy_tokenizer(sources: list[Path], out: Path) -> bool:
+    """Copy the tokenizer's files of the first directory that has any, unchanged. False if none has."""
+    for source in sources:
+        names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+        if names:
+            for name in names:
+                shutil.copyfile(source / name, out / name)
+            return True
+    return False
+
+
+def max_length(config: Any) -> int | None:
+    """Most tokens the model reads at once, if its configuration (object or mapping) says so."""
+    value = (config if isinstance(config, dict) else config.to_dict()).get("max_position_embeddings")
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def load_for_serving(path: Path) -> Any:
+    """What one deploys: a sequence classifier whole, any other model as its encoder."""
+    return load_model(path, encoder_only=head_of(read_model_config(path)) != "ForSequenceClassification")

@@ -1,0 +1,198 @@
+"""Timing one model in a process of its own: a small description on standard input, one JSON line per shape out.
+
+Protocol (Howard 2020's HAT and AutoTinyBERT time wall clocks on busy machines, which orders models at random): the
+thread count is fixed before torch or ONNX Runtime start, calls are warmed up, and on one thread the clock is the
+process's CPU time, which other processes do not lengthen; several threads and GPUs are timed by the wall and by CUDA
+events. A result whose repeats spread, or whose wall time is far above its CPU time, is marked noisy.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+LEAST_REPEATS = 9
+MAX_SECONDS = 10.0
+WARMUP_SECONDS = 0.3
+WARMUP_CALLS = (2, 50)
+NOISY_SPREAD = 0.25
+NOISY_WALL = 1.1
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds per call. `spread` = (p90 - p10) / median; `wall_ratio` = wall time over the clock's time."""
+
+    median_ms: float
+    p90_ms: float
+    min_ms: float
+    repeats: int
+    clock: str
+    spread: float
+    wall_ratio: float
+    noisy: bool
+
+
+def percentile(values: list[float], share: float) -> float:
+    """Linear interpolation between the two nearest of the sorted values (as numpy's default)."""
+    values = sorted(values)
+    place = share * (len(values) - 1)
+    low = int(place)
+    high = min(low + 1, len(values) - 1)
+    return values[low] + (values[high] - values[low]) * (place - low)
+
+
+def pick_clock(threads: int, device: str) -> str:
+    """`cuda` (events), `cpu` (process time: one thread, where it is fine enough to read), otherwise `wall`."""
+    if device == "cuda":
+        return "cuda"
+    return "cpu" if threads == 1 and time.get_clock_info("process_time").resolution < 1e-4 else "wall"
+
+
+def time_callable(
+    call: Callable[[], Any],
+    repeats: int,
+    clock: str = "cpu",
+    *,
+    now: Callable[[], float] | None = None,
+    wall: Callable[[], float] = time.perf_counter,
+) -> Timing:
+    """Time `call` `repeats` times after warm-up; slow calls fewer times (but 9), so that a shape takes about 10 s.
+
+    `clock` is one of `pick_clock`'s; `now` and `wall` replace the real clocks (seconds).
+    """
+    start, calls = wall(), 0
+    while calls < WARMUP_CALLS[0] or (calls < WARMUP_CALLS[1] and wall() - start < WARMUP_SECONDS):
+        call()
+        calls += 1
+    once = _cuda_seconds if clock == "cuda" else _clock_seconds(now or (time.process_time if clock == "cpu" else wall))
+    seconds: list[float] = []
+    start = wall()
+    while len(seconds) < repeats and (len(seconds) < LEAST_REPEATS or wall() - start < MAX_SECONDS):
+        seconds.append(once(call))
+    passed = wall() - start
+    median = max(statistics.median(seconds), 1e-9)
+    spread = (percentile(seconds, 0.9) - percentile(seconds, 0.1)) / median
+    ratio = passed / max(sum(seconds), 1e-9) if clock == "cpu" else 1.0
+    return Timing(
+        median_ms=1e3 * median,
+        p90_ms=1e3 * percentile(seconds, 0.9),
+        min_ms=1e3 * min(seconds),
+        repeats=len(seconds),
+        clock=clock,
+        spread=spread,
+        wall_ratio=ratio,
+        noisy=spread > NOISY_SPREAD or ratio > NOISY_WALL,
+    )
+
+
+def _clock_seconds(now: Callable[[], float]) -> Callable[[Callable[[], Any]], float]:
+    def once(call: Callable[[], Any]) -> float:
+        start = now()
+        call()
+        return now() - start
+
+    return once
+
+
+def _cuda_seconds(call: Callable[[], Any]) -> float:
+    import torch
+
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+# ---- the process that times one model -------------------------------------------------------------------------------
+
+
+def _torch_call(task: dict[str, Any]) -> tuple[Callable[[int, int], Callable[[], Any]], str]:
+    """For a model directory, or stock BERT of the sizes in `task["baseline"]` with random weights."""
+    import torch
+
+    from frugalbert.measure.models import load_for_serving, quiet
+    from frugalbert.measure.onnx import takes_token_types
+
+    torch.set_num_threads(task["threads"])
+    torch.set_num_interop_threads(1)
+    if task["kind"] == "baseline":
+        from transformers import BertConfig, BertModel
+
+        with quiet():
+            model: Any = BertModel(BertConfig(**task["baseline"])).eval()
+    else:
+        model = load_for_serving(Path(task["path"]))
+    dtype = torch.float32
+    if task["device"] == "cuda":
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    model = model.to(device=task["device"], dtype=dtype)
+
+    def prepare(batch: int, length: int) -> Callable[[], Any]:
+        ids = torch.randint(0, model.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if takes_token_types(model):
+            inputs["token_type_ids"] = torch.zeros_like(ids)
+        inputs = {name: value.to(task["device"]) for name, value in inputs.items()}
+
+        def call() -> Any:
+            with torch.inference_mode():
+                return model(**inputs)
+
+        return call
+
+    return prepare, str(dtype).removeprefix("torch.")
+
+
+def _onnx_call(task: dict[str, Any]) -> tuple[Callable[[int, int], Callable[[], Any]], str]:
+    import numpy as np
+
+    from frugalbert.measure.session import feed, open_session
+
+    session = open_session(Path(task["path"]), task["threads"])
+
+    def prepare(batch: int, length: int) -> Callable[[], Any]:
+        ids = np.random.default_rng(0).integers(0, task["vocab_size"] or 1, (batch, length))
+        inputs = feed(session, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+        return lambda: session.run(None, inputs)
+
+    return prepare, "int8" if task["kind"] == "onnx-int8" else "float32"
+
+
+def time_task(task: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> None:
+    """Time every (batch, length) of `task["cells"]`, giving each result to `emit` as it comes."""
+    prepare, precision = (_onnx_call if task["kind"].startswith("onnx") else _torch_call)(task)
+    clock = pick_clock(task["threads"], task["device"])
+    for batch, length in task["cells"]:
+        try:
+            timing = time_callable(prepare(batch, length), task["repeats"], clock)
+        except ValueError:
+            raise
+        except Exception as error:  # out of memory, or a graph that refuses the shape
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise ValueError(f"{task['path']} cannot run {batch} sequences of {length} tokens ({reason})") from None
+        emit({"batch_size": batch, "length": length, "precision": precision, **asdict(timing)})
+
+
+def main() -> None:
+    """Read the task from standard input and print a JSON line per result; a user's mistake is a line with `error`."""
+
+    def emit(line: dict[str, Any]) -> None:
+        print(json.dumps(line), flush=True)
+
+    try:
+        time_task(json.load(sys.stdin), emit)
+    except (ValueError, OSError) as error:
+        emit({"error": str(error)})
+
+
+if __name__ == "__main__":
+    main()
