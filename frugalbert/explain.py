@@ -18,6 +18,7 @@ from typing import Any
 
 from frugalbert.config import Config
 from frugalbert.model.arch import PRESETS, Arch
+from frugalbert.progress import number
 
 VOCABULARY = 30522  # for the parameter counts of presets: BERT's
 
@@ -263,8 +264,8 @@ def _curves() -> Table:
     rows: list[tuple[str, ...]] = []
     for name, function in CURVES.items():
         options = ", ".join(
-            parameter.name if parameter.default is parameter.empty else f"{parameter.name}={parameter.default}"
-            for parameter in list(inspect.signature(function).parameters.values())
+            item.name if item.default is item.empty else f"{item.name}={number(item.default)}"
+            for item in inspect.signature(function).parameters.values()
         )
         first = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
         rows.append((name, options or "none", first))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import yaml
 
 from frugalbert import explain
 from frugalbert.config import Config
+from frugalbert.train.curves import CURVES
 from tests.structure import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -123,13 +125,13 @@ def test_the_check_of_keys_can_fail():
 
 
 def unanswered(page: str, options: list[str]) -> list[str]:
-    """Options that no table row names in backticks in its first cell, or whose last cell has neither key nor reason."""
+    """Options that no table row names in backticks in its first cell, or whose other cells have neither key nor reason."""
     rows = [re.split(r"\s*\|\s*", line.strip("| ")) for line in page.splitlines() if line.startswith("| ")]
     missing = []
     for option in options:
         name = re.compile(rf"(?<![\w.]){re.escape(option)}(?![\w.])")
-        answers = [row[-1] for row in rows if any(name.search(code) for code in re.findall(r"`([^`]+)`", row[0]))]
-        if not answers or not all(answer.startswith("– ") or "`" in answer for answer in answers):
+        answers = [row[1:] for row in rows if any(name.search(code) for code in re.findall(r"`([^`]+)`", row[0]))]
+        if not answers or not all(any(cell.startswith("– ") or "`" in cell for cell in row) for row in answers):
             missing.append(option)
     return missing
 
@@ -139,6 +141,17 @@ def test_every_option_of_the_reference_systems_is_answered():
     assert unanswered(academic, ACADEMIC) == []
     assert unanswered(extreme, EXTREME) == []
     assert unanswered("| `lr` | | |\n| `seed` | 42 | – none |", ["lr", "seed", "fp16"]) == ["lr", "fp16"]
+
+
+def test_curves_and_their_settings_exist():
+    """The last table of coming-from.md: every curve of ours, and the settings that its function takes."""
+    page = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8").split("| curve there |")[1]
+    rows = [re.split(r"\s*\|\s*", line.strip("| ")) for line in page.splitlines() if line.startswith("| `")]
+    named = {row[2].strip("`"): set(re.findall(r"[a-z_]+", row[3].split(":")[0])) - {"none"} for row in rows}
+    assert "any" in named
+    for name, settings in named.items():
+        if name != "any":
+            assert settings == set(inspect.signature(CURVES[name]).parameters), name
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

@@ -14,27 +14,28 @@ from tests.structure import imports, path_of, sources
 ALLOWED = {
     "cli": {"config", "explain", "measure", "plan", "progress", "report", "run", "stages", "yamlfile"},
     "stages": {
-        "budget", "config", "data", "dist", "fanout", "finetune", "measure", "model", "progress", "report", "run",
-        "train", "yamlfile",
+        "budget", "config", "data", "dist", "fanout", "finetune", "measure", "model", "plugins", "progress", "report",
+        "run", "train", "yamlfile",
     },
     "plan": {"budget", "config", "model.arch", "model.cost", "progress", "run", "stages", "yamlfile"},
-    "explain": {"budget", "config", "model.arch", "model.cost", "train.curves"},
+    "explain": {"budget", "config", "model.arch", "model.cost", "progress", "train.curves"},
     "report": {"progress", "run"},
     "finetune": {"budget", "config", "data", "dist", "fanout", "model", "progress", "run", "train"},
     "measure": {"budget", "config", "data", "dist", "fanout", "model", "progress", "run", "train"},
-    "train": {"budget", "config", "data", "dist", "model", "progress", "run"},
+    "train": {"budget", "config", "data", "dist", "model", "plugins", "progress", "run"},
     "data": {"config", "dist", "fanout", "progress", "run"},
     "yamlfile": {"config"},
     "config": {"budget", "model.arch"},
     "dist": {"progress", "run"},
     "fanout": {"progress", "run"},
+    "plugins": {"run"},
     "run": {"progress"},
     "progress": set(),
     "budget": set(),
     "model": set(),  # itself only: it ships inside a checkpoint
 }  # fmt: skip
 # cli and stages join parts whose imports cost seconds: everything but these only inside functions.
-QUICK = {"budget", "config", "explain", "plan", "progress", "run", "stages", "yamlfile"}
+QUICK = {"budget", "config", "explain", "plan", "plugins", "progress", "run", "stages", "yamlfile"}
 # Foreign packages that one module alone may touch.
 ONLY_IN = {"accelerate": {"dist"}, "torch.distributed": {"dist"}, "distributed": {"fanout"}, "dask": {"fanout"}}
 NEVER_IN_REPORT = {"torch", "transformers", "accelerate", "datasets"}
