@@ -197,6 +197,20 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return [block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module]
 
 
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a tensor that FSDP spreads over the ranks (all ranks must call it); others as they are."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
+
+
+def split_like(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """`whole`, the same on all ranks, spread as `like` is."""
+    if not hasattr(like, "full_tensor"):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)  # type: ignore[attr-defined]
+
+
 @contextlib.contextmanager
 def no_sync(model: nn.Module, *, last: bool) -> Iterator[None]:
     """Gradients of all but the last micro-batch stay local."""
