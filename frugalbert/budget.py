@@ -26,7 +26,7 @@ class Budget:
     amount: float
 
     @classmethod
-    def parse(cls, text: str | Budget) -> Budget:
+    def parse(cls, text: object) -> Budget:
         """`'24h'` -> `Budget('seconds', 86400.0)`. Raises ValueError with the accepted forms."""
         if isinstance(text, Budget):
             return text

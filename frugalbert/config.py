@@ -8,7 +8,7 @@ No torch here: `plan`, `explain` and `--help` load this module alone.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -28,9 +28,9 @@ from frugalbert.model.arch import Arch
 
 def _tuple(value: Any) -> Any:
     """A YAML list becomes a tuple; a single value becomes a tuple of one."""
-    if value is None or isinstance(value, tuple):
-        return value
-    return tuple(value) if isinstance(value, list) else (value,)
+    if isinstance(value, list | tuple):
+        return tuple(cast("list[Any]", value))
+    return None if value is None else (value,)
 
 
 def _known_arch(text: str) -> str:

@@ -17,11 +17,11 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from frugalbert.progress import Progress, is_main_rank
 
@@ -87,7 +87,7 @@ def read_json(path: Path | str) -> Any:
 
 
 @contextlib.contextmanager
-def publish(path: Path | str) -> Iterator[Path]:
+def publish(path: Path | str) -> Generator[Path]:
     """A temporary directory that becomes `path` when the block succeeds (files and directory synced first).
 
     An older `path` is replaced; a crash leaves it as it was, or, in the instant between two renames, beside it.
@@ -163,7 +163,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
         return {prefix: value}
     flat: dict[str, Any] = {}
-    for key, item in value.items():
+    for key, item in cast("dict[str, Any]", value).items():
         flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
     return flat
 
@@ -243,7 +243,7 @@ class Lock:
 
 
 @contextlib.contextmanager
-def _guard(directory: Path) -> Iterator[None]:
+def _guard(directory: Path) -> Generator[None]:
     """Keeps two processes of one machine from judging the same stale lock at once."""
     if fcntl is None:
         yield

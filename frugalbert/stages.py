@@ -217,8 +217,8 @@ def _one(status: Status, config: Config, directory: Path, folder: Path, *, accep
         return
     worth_asking = stage.precious and any(path.name != PART for path in out.iterdir()) if out.exists() else False
     if status.state == "drifted" and not stage.derived and (status.record or worth_asking):
-        if not (accept and status.record):
-            _refuse(status)
+        if not accept or status.record is None:
+            raise _refusal(status)
         record = {**status.record, "accepted": {"fingerprint": status.fingerprint, "drift": status.changes}}
         files.write_json(out / files.RECORD, record)
         files.say(f"{stage.name}: kept although {len(status.changes)} settings or inputs changed")
@@ -228,12 +228,12 @@ def _one(status: Status, config: Config, directory: Path, folder: Path, *, accep
     _build(status, config, directory, folder)
 
 
-def _refuse(status: Status) -> None:
+def _refusal(status: Status) -> ValueError:
     name = status.stage.name
     changes = "\n".join(f"  {line}" for line in status.changes)
     built = "was built" if status.record else "was begun"
     keep = f" `--keep {name}` goes on with it as it is, or" if status.record else ""
-    raise ValueError(
+    return ValueError(
         f"{name} {built} with other settings or inputs:\n{changes}\n"
         f"`--redo {name}` builds it again (the old one is moved aside),{keep} undo the change."
     )
