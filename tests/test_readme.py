@@ -1,0 +1,176 @@
+"""What the README prints is run: every command at toy size in a folder of its own, in the order of the page.
+
+`make quickstart` itself takes a quarter of an hour; here its recipe is looked at, and the command in it is run on the
+shipped YAML with every size cut down.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from frugalbert.cli import app
+from frugalbert.yamlfile import parse, validate
+from tests.structure import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# The shipped quickstart at toy size: same sections, same kinds of values.
+TINY = {
+    "machine": {"device": "cpu", "threads": 1, "workers": 1, "compile": False},
+    "corpus": {"sources": [{"path": "python-docs", "max_documents": 1500}]},
+    "tokenizer": {"vocab_size": 512},
+    "pretrain": {"arch": "modern 1x32 heads=2 ffn=64", "budget": "6steps", "batch_size": 8, "validation": {"rows": 16}},
+    "finetune": {"seeds": [0], "epochs": 1.0, "max_train_examples": 64},
+    "bench": {"lengths": [16], "batch_sizes": [1], "repeats": 2, "baseline": "none"},
+}
+
+
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, flags=re.S | re.M)
+
+
+def lines(page: str = README) -> list[list[str]]:
+    return [shlex.split(line) for block in blocks("sh", page) for line in block.splitlines() if line.strip()]
+
+
+def make(*arguments: str) -> str:
+    """What make would do (`-n`: nothing is run), with an environment that counts as installed."""
+    result = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the shipped quickstart cut down; the commands of the page fill `runs/` in it."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "configs").mkdir()
+    config = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text())
+    for section, values in TINY.items():
+        config[section] = {**(config.get(section) or {}), **values}
+    (folder / "configs" / "quickstart.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return folder
+
+
+def frugalbert(words: list[str], folder: Path, patch: pytest.MonkeyPatch) -> str:
+    """Run a command line in `folder` and return its output; a run at full size is planned instead."""
+    if words[0] == "run" and any(word.startswith("pretrain.budget=") for word in words):
+        words = ["plan", *words[1:]]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    patch.chdir(folder)
+    try:
+        result = CliRunner().invoke(app, words)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_commands_of_the_page_run(world: Path, monkeypatch: pytest.MonkeyPatch):
+    """In order, as a reader would type them: plan, run, what came out, the other verbs."""
+    verbs = set()
+    for words in lines():
+        if words[0] == "frugalbert":
+            verbs.add(words[1])
+            assert frugalbert(words[1:], world, monkeypatch).strip(), words
+    assert verbs == {
+        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
+    }
+    _has_what_the_page_lists(world)
+    for code in blocks("python"):
+        monkeypatch.chdir(world)
+        exec(code, {})  # the page's own code
+    assert "mask" in frugalbert(["explain", "pretrain.mask"], world, monkeypatch)
+
+
+def _has_what_the_page_lists(world: Path) -> None:
+    listing = next(block for block in blocks("") if block.startswith("runs/quickstart/"))
+    directories = re.findall(r"^  ([a-z]+)/ ", listing, flags=re.M)
+    assert len(directories) == 8
+    for name in directories:
+        assert (world / "runs" / "quickstart" / name / "stage.json").is_file(), name
+    html = (world / "runs" / "quickstart" / "report" / "report.html").read_text(encoding="utf-8")
+    assert "Quickstart" in html
+
+
+def test_the_yaml_of_the_page_is_valid():
+    found = [validate(parse(text, "README"), (), "README") for text in blocks("yaml")]
+    assert [config.name for config in found] == ["my-encoder"]
+
+
+def test_make_commands_do_what_the_page_says(tmp_path: Path):
+    (tmp_path / ".installed").touch()
+    (tmp_path / "bin").mkdir()
+    targets = [
+        words[1]
+        for page in (README, (ROOT / "CONTRIBUTING.md").read_text())
+        for words in lines(page)
+        if words[0] == "make"
+    ]
+    assert set(targets) >= {"quickstart", "test", "bench", "torture"}
+    for target in targets:
+        assert make(target, f"VENV={tmp_path}").strip(), target
+    assert "frugalbert run configs/quickstart.yaml" in make("quickstart", f"VENV={tmp_path}")
+    tests = make("test", f"VENV={tmp_path}")
+    assert all(tool in tests for tool in ("ruff check", "ruff format --check", "pyright", "pytest"))
+    assert make("check", f"VENV={tmp_path}") == tests
+
+
+def test_make_alone_lists_every_target():
+    makefile = (ROOT / "Makefile").read_text()
+    shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
+    targets = re.search(r"^\.PHONY: (.*)$", makefile, flags=re.M)
+    assert targets is not None
+    assert [target for target in targets[1].split() if f"make {target} " not in shown] == []
+
+
+def test_an_old_python_is_refused_in_one_sentence(tmp_path: Path):
+    old = tmp_path / "python2.7"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    arguments = ["make", "install", f"PYTHON={old}", f"VENV={tmp_path / 'venv'}"]
+    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert "needs Python 3.11 or newer" in result.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_ci_runs_the_command_of_the_page():
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "make test" in script
+    assert ["make", "test"] in lines()
+
+
+def test_extras_of_the_page_exist():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = set(project["optional-dependencies"])
+    assert extras >= {"onnx", "sweeps", "cluster", "dedup", "trackers", "dev"}
+    named = {name for extra in re.findall(r"\.\[([a-z,]+)\]", README) for name in extra.split(",")}
+    assert named
+    assert named <= extras
+
+
+def test_pinned_versions_fit_the_declared_ranges():
+    """constraints.txt pins every direct dependency of the tested installation, within the range of pyproject.toml."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+    pinned = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
+    assert pinned["torch"] == "2.13.0"
+    for text in [
+        *project["dependencies"],
+        *(item for extra in ("dev", "onnx", "cluster", "dedup") for item in project["optional-dependencies"][extra]),
+    ]:
+        need = Requirement(text)
+        assert need.specifier.contains(pinned[canonicalize_name(need.name)]), text
