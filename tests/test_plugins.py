@@ -42,7 +42,8 @@ def test_the_digest_follows_the_file(folder: Path):
     [
         "../outside.py:f", "/etc/passwd.py:f", "link.py:f", "deep/../../outside.py:f", "mine.py:os.system",
         "mine.py:f()", "mine.py:__import__('os')", "mine.py:", "mine.py:1f", "mine.py: f", "mine.py:value",
-        "mine.py:absent", "broken.py:f", "absent.py:f", "deep:f", "os:system", "mine:f", "logging.os.system", "mine.pyc:f", "m\0.py:f",
+        "mine.py:absent", "broken.py:f", "absent.py:f", "deep:f", "os:system", "mine:f", "logging.os.system",
+        "mine.pyc:f", "m\0.py:f",
     ],
 )  # fmt: skip
 def test_nothing_else_is_code(folder: Path, spec: str):

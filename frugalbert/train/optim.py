@@ -147,22 +147,22 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["peak"] * factor
 
 
-def _adamw(
-    groups: list[dict[str, Any]], settings: OptimizerSettings, *, amsgrad: bool = False
-) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.epsilon, amsgrad=amsgrad, fused=True
-    )
+Groups = list[dict[str, Any]]
 
 
-def _adam(groups: list[dict[str, Any]], settings: OptimizerSettings, *, amsgrad: bool = False) -> torch.optim.Optimizer:
-    return torch.optim.Adam(
-        groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.epsilon, amsgrad=amsgrad, fused=True
-    )
+def _adamw(groups: Groups, settings: OptimizerSettings, *, amsgrad: bool = False) -> torch.optim.Optimizer:
+    rate, betas, epsilon = settings.learning_rate, settings.betas, settings.epsilon
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=epsilon, amsgrad=amsgrad, fused=True)
 
 
-def _sgd(groups: list[dict[str, Any]], settings: OptimizerSettings, *, nesterov: bool = False) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.betas[0], nesterov=nesterov, fused=True)
+def _adam(groups: Groups, settings: OptimizerSettings, *, amsgrad: bool = False) -> torch.optim.Optimizer:
+    rate, betas, epsilon = settings.learning_rate, settings.betas, settings.epsilon
+    return torch.optim.Adam(groups, lr=rate, betas=betas, eps=epsilon, amsgrad=amsgrad, fused=True)
+
+
+def _sgd(groups: Groups, settings: OptimizerSettings, *, nesterov: bool = False) -> torch.optim.Optimizer:
+    momentum = settings.betas[0]
+    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=momentum, nesterov=nesterov, fused=True)
 
 
 def _lamb(
