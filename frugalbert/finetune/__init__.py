@@ -1,0 +1,1 @@
+"""Fine-tuning suite: tasks as rows of one table, features, metrics, and the runner that compares initialisations."""

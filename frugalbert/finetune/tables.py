@@ -1,0 +1,208 @@
+"""Files with texts and labels in; rows with their line numbers out, or one sentence that names the file and the line.
+
+The official GLUE layouts (arXiv 1804.07461) are read with quoting switched off, an optional BOM and `\\n` alone as line
+end: default CSV quoting silently loses rows of QNLI, MRPC and STS-B. Custom files: CSV with quotes, TSV without, JSONL.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SUFFIXES = (".csv", ".tsv", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example as its file has it; `where` is `file line 17` for messages."""
+
+    where: str
+    text: str
+    text_b: str | None
+    label: Any
+
+
+def read_text(path: Path) -> str:
+    """The whole file. Raises ValueError for an empty, binary or not UTF-8 file, OSError for an unreadable one."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; name the file in it")
+    data = path.read_bytes()
+    if not data.strip():
+        raise ValueError(f"{path} is empty; it needs one example a line")
+    if b"\0" in data:
+        raise ValueError(f"{path} is binary or UTF-16, not text; save it as UTF-8 ({', '.join(SUFFIXES)})")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path} line {line} is not UTF-8 (byte 0x{data[error.start]:02x}); save it as UTF-8"
+        ) from None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'label'?` or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+# ---- official layout ------------------------------------------------------------------------------------------------
+
+
+def split_lines(text: str) -> list[str]:
+    """Lines ended by `\\n` alone (a `\\r` before it is dropped); U+2028, form feeds and lone `\\r` stay inside."""
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
+def read_glue(path: Path, columns: Sequence[int | None], width: int, header: bool) -> list[Row]:
+    """Rows of an official GLUE file: `columns` = positions of text, second text (or None) and label; no quoting."""
+    rows = []
+    first, second, label = columns
+    for number, line in enumerate(split_lines(read_text(path)), 1):
+        cells = line.split("\t")
+        if len(cells) != width:
+            raise ValueError(
+                f"{path} line {number} has {len(cells)} columns instead of {width}; is it the official GLUE file?"
+            )
+        if number > 1 or not header:
+            text_b = None if second is None else cells[second].strip()
+            rows.append(Row(f"{path} line {number}", cells[first or 0].strip(), text_b, cells[label or 0]))
+    if not rows:
+        raise ValueError(f"{path} has a header but no examples")
+    return rows
+
+
+# ---- custom files ---------------------------------------------------------------------------------------------------
+
+
+def read_custom(path: Path, text: str, text_b: str | None, label: str) -> list[Row]:
+    """Rows of a `.csv` (quoted), `.tsv` (no quoting) or `.jsonl` file by column names. Raises ValueError, OSError."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; paths are relative to the YAML")
+    kind = path.suffix.lower()
+    if kind not in SUFFIXES:
+        raise ValueError(
+            f"{path}: the ending {kind or 'is missing'} says no format; write one of {', '.join(SUFFIXES)}"
+        )
+    content = read_text(path)
+    lines = _jsonl_lines(path, content) if kind == ".jsonl" else _table_lines(path, content, quoted=kind == ".csv")
+    rows = []
+    for number, record in lines:
+        where = f"{path} line {number}"
+        for column, key in (("text", text), ("text_b", text_b), ("label", label)):
+            if key is not None and key not in record:
+                there = ", ".join(map(repr, list(record)[:20]))
+                hint = did_you_mean(key, record)
+                raise ValueError(f"{where} has no column {key!r} (columns.{column}); it has {there}{hint}")
+        texts = [record[text], None if text_b is None else record[text_b]]
+        if not isinstance(texts[0], str) or not isinstance(texts[1], str | None) or (text_b and texts[1] is None):
+            bad = text if not isinstance(texts[0], str) else text_b
+            raise ValueError(f"{where}: {bad!r} is no text; every example needs one")
+        rows.append(Row(where, texts[0].strip(), texts[1].strip() if texts[1] is not None else None, record[label]))
+    if not rows:
+        raise ValueError(f"{path} has a header but no examples")
+    return rows
+
+
+def _table_lines(path: Path, content: str, quoted: bool) -> Iterator[tuple[int, dict[str, str]]]:
+    if quoted:
+        csv.field_size_limit(1 << 30)  # the default refuses texts over 131,072 characters
+        reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+        numbered = ((reader.line_num, cells) for cells in reader)
+    else:
+        numbered = ((number, line.split("\t")) for number, line in enumerate(split_lines(content), 1))
+    header: list[str] | None = None
+    try:
+        for number, cells in numbered:
+            if not any(cells):
+                continue  # a blank line, as editors leave them at the end
+            if header is None:
+                header = [cell.strip() for cell in cells]
+                continue
+            if len(cells) != len(header):
+                raise ValueError(
+                    f"{path} line {number} has {len(cells)} cells, the header {len(header)}; "
+                    + ("quote cells with commas" if quoted else "tabs inside a text must become spaces")
+                )
+            yield number, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise ValueError(
+            f"{path} line {reader.line_num} is no CSV ({error}); quote cells with commas or quotes"
+        ) from None
+
+
+def _jsonl_lines(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(split_lines(content), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", "") or str(error)
+            raise ValueError(f"{path} line {number} is no JSON ({reason}); every line is one object") from None
+        if not isinstance(record, dict):
+            raise ValueError(f'{path} line {number} is no object; write {{"text": "…", "label": "…"}}')
+        yield number, record
+
+
+# ---- labels ---------------------------------------------------------------------------------------------------------
+
+
+def class_name(row: Row) -> str:
+    """The label as the name of a class. Raises ValueError if it is missing, NaN or no single value."""
+    value = row.label
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{row.where}: the label is {value}; remove the row or give it a class")
+    if isinstance(value, int | float):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{row.where}: the label {json.dumps(value)[:80]} is no class; write a text or a number")
+    name = value.strip()
+    if not name or name in ("nan", "NaN"):  # what pandas writes for a missing value
+        raise ValueError(f"{row.where}: the label is {name or 'empty'}; remove the row or give it a class")
+    return name
+
+
+def target(row: Row) -> float:
+    """The label of a regression task. Raises ValueError if it is no finite number."""
+    try:
+        if isinstance(row.label, bool) or not isinstance(row.label, int | float | str):
+            raise ValueError
+        value = float(row.label)
+    except (ValueError, OverflowError):
+        shown = json.dumps(row.label, ensure_ascii=False)[:80]
+        raise ValueError(
+            f"{row.where}: the label {shown} is no number; regression needs one (or type: classification)"
+        ) from None
+    if not math.isfinite(value):
+        raise ValueError(f"{row.where}: the label is {value}; remove the row or write a finite number")
+    return value
+
+
+def class_names(row: Row) -> tuple[str, ...]:
+    """The labels of a multi-label example: a list, a JSON list as text, or names separated by `;`. Empty = none."""
+    value = row.label
+    if isinstance(value, str) and value.strip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError(
+                f"{row.where}: the labels {value[:80]!r} are no JSON list; close it, or write a;b"
+            ) from None
+    if isinstance(value, str):
+        value = [part for part in value.split(";") if part.strip()]
+    if not isinstance(value, list):
+        raise ValueError(f'{row.where}: the labels {json.dumps(value)[:80]} are no list; write a;b or ["a", "b"]')
+    return tuple(sorted({class_name(Row(row.where, "", None, part)) for part in value}))
