@@ -1,0 +1,437 @@
+"""The encoder and its heads. Token ids come in, hidden states or task scores go out, as Hugging Face models do it.
+
+One set of modules serves the three families of `Arch`: BERT (arXiv 1810.04805), 24hBERT's pre-norm form (arXiv
+2104.07705) and ModernBERT's (arXiv 2412.13663). The masked-LM head works at the masked positions only, which is most
+of the training speed of a small encoder. Weights equal those of stock `BertModel` / `ModernBertModel` up to their
+names (`interop.py`).
+
+Shapes: B batch, T tokens, D channels of the residual stream, V vocabulary, P masked positions, C choices, L labels.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.utils.generic import can_return_tuple
+
+from .arch import Arch, LayerArch
+from .attention import Attention, additive_mask, rotary_tables
+from .configuration import FrugalConfig
+from .losses import binary_loss, label_loss, masked_loss, sequence_loss, span_loss
+
+ACTIVATIONS = {
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "relu": functional.relu,
+    "silu": functional.silu,
+}
+
+
+def _norm(arch: Arch, size: int) -> nn.LayerNorm:
+    return nn.LayerNorm(size, eps=arch.norm_epsilon, bias=arch.family != "modern")
+
+
+def _linear(arch: Arch, inputs: int, outputs: int) -> nn.Linear:
+    return nn.Linear(inputs, outputs, bias=arch.family != "modern")
+
+
+# ---- the encoder ---------------------------------------------------------------------------------------------------
+
+
+class Embeddings(nn.Module):
+    """Token, position and segment vectors, added."""
+
+    def __init__(self, config: FrugalConfig, arch: Arch) -> None:
+        super().__init__()
+        learned = arch.family != "modern"
+        self.word = nn.Embedding(config.vocab_size, arch.hidden)
+        self.position = nn.Embedding(arch.max_length, arch.hidden) if learned else None
+        self.token_type = nn.Embedding(arch.token_types, arch.hidden) if arch.token_types else None
+        self.norm = _norm(arch, arch.hidden) if arch.embedding_norm else None
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids_BT: Tensor, token_type_ids_BT: Tensor | None, position_ids_BT: Tensor | None) -> Tensor:
+        x_BTD = self.word(input_ids_BT)
+        if self.token_type is not None:
+            x_BTD = x_BTD + (
+                self.token_type.weight[0] if token_type_ids_BT is None else self.token_type(token_type_ids_BT)
+            )
+        if self.position is not None:
+            length = input_ids_BT.shape[1]
+            if length > self.position.num_embeddings:
+                raise ValueError(
+                    f"the input has {length} tokens but this encoder knows {self.position.num_embeddings} positions; "
+                    "cut it (truncation=True), or train with a larger max_length"
+                )
+            x_BTD = x_BTD + (
+                self.position.weight[:length] if position_ids_BT is None else self.position(position_ids_BT)
+            )
+        if self.norm is not None:
+            x_BTD = self.norm(x_BTD)
+        return self.dropout(x_BTD)
+
+
+class FeedForward(nn.Module):
+    """act(x W1) W2, or with a gate (act(x W1) * x Wg) W2 (Shazeer, arXiv 2002.05202)."""
+
+    def __init__(self, arch: Arch, layer: LayerArch) -> None:
+        super().__init__()
+        self.input = _linear(arch, layer.hidden, layer.ffn)
+        self.gate = _linear(arch, layer.hidden, layer.ffn) if arch.family == "modern" else None
+        self.output = _linear(arch, layer.ffn, layer.hidden)
+        self.activation = ACTIVATIONS[arch.activation]
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        inner = self.activation(self.input(x_BTD))
+        return self.output(inner if self.gate is None else inner * self.gate(x_BTD))
+
+
+class FrugalLayer(nn.Module):
+    """Attention and feed-forward around the leading `hidden` channels of the residual stream; the rest pass by."""
+
+    def __init__(self, config: FrugalConfig, arch: Arch, index: int) -> None:
+        super().__init__()
+        layer = arch.layers[index]
+        self.hidden = layer.hidden
+        self.passing = arch.hidden - layer.hidden
+        self.post_norm = arch.family == "bert"
+        self.window = layer.window
+        theta = arch.rope_theta if layer.window is None else arch.local_rope_theta
+        self.rotary = (layer.head_dim, theta) if arch.family == "modern" else None
+        # A norm straight after the embedding norm would be the same norm twice (ModernBERT leaves it out too).
+        bare = arch.family == "modern" and arch.embedding_norm and index == 0
+        self.attention = Attention(
+            layer, arch.family != "modern", arch.qk_norm, arch.norm_epsilon, config.attention_probs_dropout_prob
+        )
+        self.attention_norm = nn.Identity() if bare else _norm(arch, layer.hidden)
+        self.ffn = FeedForward(arch, layer)
+        self.ffn_norm = _norm(arch, layer.hidden)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x_BTD: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        if self.passing:
+            used, rest = x_BTD.split((self.hidden, self.passing), -1)
+            return torch.cat((self._transform(used, mask, rotary), rest), -1)
+        return self._transform(x_BTD, mask, rotary)
+
+    def _transform(self, x_BTD: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        if self.post_norm:
+            x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, mask, rotary)))
+            return self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD)))
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), mask, rotary))
+        return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD)))
+
+
+class FrugalPreTrainedModel(PreTrainedModel):
+    config_class = FrugalConfig
+    base_model_prefix = "model"
+    _no_split_modules = ["Embeddings", "FrugalLayer"]
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal with `initializer_range`, biases 0, norms 1; outputs of a layer 0 if `zero_init_outputs`."""
+        super()._init_weights(module)
+        if isinstance(module, FrugalLayer) and self.config.zero_init_outputs:
+            init.zeros_(module.attention.output.weight)
+            init.zeros_(module.ffn.output.weight)
+
+
+class FrugalModel(FrugalPreTrainedModel):
+    """The encoder without a task head."""
+
+    def __init__(self, config: FrugalConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config)
+        arch = config.to_arch()
+        self.embeddings = Embeddings(config, arch)
+        self.layers = nn.ModuleList([FrugalLayer(config, arch, index) for index in range(len(arch.layers))])
+        self.final_norm = None if arch.family == "bert" else _norm(arch, arch.hidden)
+        pooled = add_pooling_layer and arch.family != "modern"
+        self.pooler = nn.Linear(arch.hidden, arch.hidden) if pooled else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.word
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embeddings.word = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """All inputs (B, T). attention_mask: 0 = padding. document_ids: tokens see their own document only (0 =
+        padding); then position_ids should restart with every document. Returns last_hidden_state (B, T, D),
+        pooler_output (B, D) in BERT families, and with `output_hidden_states` the stream before each layer and after
+        the last. Raises ValueError for more tokens than learned positions."""
+        x_BTD = self.embeddings(input_ids, token_type_ids, position_ids)
+        if torch.is_autocast_enabled(x_BTD.device.type):
+            # One dtype along the whole stream: mixed additions cost more than the matrix products of a small layer.
+            x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        masks: dict[int | None, Tensor | None] = {}
+        rotaries: dict[tuple[int, float] | None, tuple[Tensor, Tensor] | None] = {None: None}
+        states = [x_BTD]
+        for layer in self.layers:
+            if layer.window not in masks:
+                masks[layer.window] = additive_mask(input_ids.shape, attention_mask, document_ids, layer.window, x_BTD)
+            if layer.rotary not in rotaries:
+                rotaries[layer.rotary] = rotary_tables(position_ids, *layer.rotary, x_BTD.dtype)
+            x_BTD = layer(x_BTD, masks[layer.window], rotaries[layer.rotary])
+            states.append(x_BTD)
+        if self.final_norm is not None:
+            x_BTD = self.final_norm(x_BTD)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=x_BTD,
+            pooler_output=None if self.pooler is None else torch.tanh(self.pooler(x_BTD[:, 0])),
+            hidden_states=(*states[:-1], x_BTD) if output_hidden_states else None,
+        )
+
+
+# ---- heads ---------------------------------------------------------------------------------------------------------
+
+
+class PredictionHead(nn.Module):
+    """Dense, activation, norm: before the vocabulary in all families, before every classifier in `modern`."""
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.dense = _linear(arch, arch.hidden, arch.hidden)
+        self.norm = _norm(arch, arch.hidden)
+        self.activation = ACTIVATIONS[arch.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.activation(self.dense(x)))
+
+
+class FrugalForMaskedLM(FrugalPreTrainedModel):
+    """Predicts masked tokens; output weights are the word embeddings."""
+
+    _tied_weights_keys = {"decoder.weight": "model.embeddings.word.weight"}
+
+    def __init__(self, config: FrugalConfig) -> None:
+        super().__init__(config)
+        arch = config.to_arch()
+        self.model = FrugalModel(config, add_pooling_layer=False)
+        self.head = PredictionHead(arch)
+        self.decoder = nn.Linear(arch.hidden, config.vocab_size)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.decoder = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+        **inputs: Any,
+    ) -> MaskedLMOutput:
+        """With masked_positions (P,), indices into the flattened (B*T): logits (P, V), labels (P,). Without: logits
+        (B, T, V), labels (B, T). Labels -100 do not count; the loss is a mean over the others. With labels, take
+        gradients from the loss, not from the logits. `inputs`: the encoder's document_ids, output_hidden_states."""
+        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, return_dict=True, **inputs)
+        x = outputs.last_hidden_state
+        if masked_positions is not None:
+            x = x.flatten(0, 1).index_select(0, masked_positions)
+        x = self.head(x)
+        if labels is None:
+            loss, logits = None, self.decoder(x)
+        else:
+            loss, logits = masked_loss(x.flatten(0, -2), self.decoder, labels.flatten())
+            logits = logits.view(*x.shape[:-1], -1)
+        return MaskedLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+class FrugalForReplacedTokenDetection(FrugalPreTrainedModel):
+    """ELECTRA's discriminator (arXiv 2003.10555): was this token replaced?"""
+
+    def __init__(self, config: FrugalConfig) -> None:
+        super().__init__(config)
+        arch = config.to_arch()
+        self.model = FrugalModel(config, add_pooling_layer=False)
+        self.dense = _linear(arch, arch.hidden, arch.hidden)
+        self.activation = ACTIVATIONS[arch.activation]
+        self.classifier = nn.Linear(arch.hidden, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **inputs: Any,
+    ) -> TokenClassifierOutput:
+        """labels (B, T): 1 = replaced, 0 = original, -100 = does not count (nor does padding). Logits (B, T)."""
+        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, return_dict=True, **inputs)
+        logits_BT = self.classifier(self.activation(self.dense(outputs.last_hidden_state))).squeeze(-1)
+        loss = None if labels is None else binary_loss(logits_BT, labels, attention_mask)
+        return TokenClassifierOutput(loss=loss, logits=logits_BT, hidden_states=outputs.hidden_states)
+
+
+class _Classifier(FrugalPreTrainedModel):
+    """What the four task heads share: encoder, dropout, and in `modern` a prediction head before the last layer."""
+
+    def __init__(self, config: FrugalConfig, num_outputs: int, pooled: bool) -> None:
+        super().__init__(config)
+        arch = config.to_arch()
+        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.model = FrugalModel(config, add_pooling_layer=pooled)
+        self.head = PredictionHead(arch) if arch.family == "modern" else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(arch.hidden, num_outputs)
+        self.post_init()
+
+    def score(self, x: Tensor) -> Tensor:
+        return self.classifier(self.dropout(self.head(x)))
+
+    def pool(self, outputs: BaseModelOutputWithPooling, attention_mask: Tensor | None) -> Tensor:
+        """(B, D): BERT's pooler, or in `modern` the first token or the mean of the real ones."""
+        if outputs.pooler_output is not None:
+            return outputs.pooler_output
+        x_BTD = outputs.last_hidden_state
+        if self.config.classifier_pooling == "cls":
+            return x_BTD[:, 0]
+        if attention_mask is None:
+            return x_BTD.mean(1)
+        real = attention_mask[:, :, None].to(x_BTD.dtype)
+        return (x_BTD * real).sum(1) / real.sum(1).clamp(min=1)
+
+
+class FrugalForSequenceClassification(_Classifier):
+    """Classes, several labels at once, or numbers for a text, by `config.problem_type` as in Hugging Face."""
+
+    def __init__(self, config: FrugalConfig) -> None:
+        super().__init__(config, config.num_labels, pooled=True)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **inputs: Any,
+    ) -> SequenceClassifierOutput:
+        """labels (B,) classes, (B,) or (B, L) numbers, or (B, L) zeros and ones. Logits (B, L)."""
+        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, return_dict=True, **inputs)
+        logits_BL = self.score(self.pool(outputs, attention_mask))
+        loss = None if labels is None else sequence_loss(logits_BL, labels, self.config.problem_type)
+        return SequenceClassifierOutput(loss=loss, logits=logits_BL, hidden_states=outputs.hidden_states)
+
+
+class FrugalForMultipleChoice(_Classifier):
+    """Which of C continuations is right?"""
+
+    def __init__(self, config: FrugalConfig) -> None:
+        super().__init__(config, 1, pooled=True)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **inputs: Any,
+    ) -> MultipleChoiceModelOutput:
+        """Inputs (B, C, T), labels (B,) indices of the right choice. Logits (B, C)."""
+        ids, mask, types, positions = (
+            None if x is None else x.flatten(0, 1) for x in (input_ids, attention_mask, token_type_ids, position_ids)
+        )
+        outputs = self.model(ids, mask, types, positions, return_dict=True, **inputs)
+        logits_BC = self.score(self.pool(outputs, mask)).view(input_ids.shape[:2])
+        loss = None if labels is None else label_loss(logits_BC, labels)
+        return MultipleChoiceModelOutput(loss=loss, logits=logits_BC, hidden_states=outputs.hidden_states)
+
+
+class FrugalForTokenClassification(_Classifier):
+    """A class for every token."""
+
+    def __init__(self, config: FrugalConfig) -> None:
+        super().__init__(config, config.num_labels, pooled=False)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **inputs: Any,
+    ) -> TokenClassifierOutput:
+        """labels (B, T), -100 = does not count. Logits (B, T, L)."""
+        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, return_dict=True, **inputs)
+        logits_BTL = self.score(outputs.last_hidden_state)
+        loss = None if labels is None else label_loss(logits_BTL.flatten(0, 1), labels.flatten())
+        return TokenClassifierOutput(loss=loss, logits=logits_BTL, hidden_states=outputs.hidden_states)
+
+
+class FrugalForQuestionAnswering(_Classifier):
+    """Start and end of the answer in the text."""
+
+    def __init__(self, config: FrugalConfig) -> None:
+        super().__init__(config, 2, pooled=False)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        **inputs: Any,
+    ) -> QuestionAnsweringModelOutput:
+        """start_positions, end_positions (B,); one outside the input does not count. Logits (B, T) each."""
+        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, return_dict=True, **inputs)
+        start_BT, end_BT = self.score(outputs.last_hidden_state).unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = (span_loss(start_BT, start_positions) + span_loss(end_BT, end_positions)) / 2
+        return QuestionAnsweringModelOutput(
+            loss=loss, start_logits=start_BT, end_logits=end_BT, hidden_states=outputs.hidden_states
+        )
+
+
+FrugalConfig.register_for_auto_class("AutoConfig")
+FrugalModel.register_for_auto_class("AutoModel")
+FrugalForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
+FrugalForReplacedTokenDetection.register_for_auto_class("AutoModelForPreTraining")
+FrugalForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+FrugalForQuestionAnswering.register_for_auto_class("AutoModelForQuestionAnswering")
+FrugalForMultipleChoice.register_for_auto_class("AutoModelForMultipleChoice")
+FrugalForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
