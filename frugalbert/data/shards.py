@@ -1,0 +1,358 @@
+"""Token shards: documents packed into rows of fixed length, no token discarded.
+
+In: the corpus and the tokenizer. Out: `index.json` (written last) and `length-128/train-00000.bin` …, raw little-endian
+rows of `[CLS] piece [SEP]` pieces and [PAD]. A document longer than the rest of a row continues in the next one; since
+text never yields a [CLS], the boundaries of a row's pieces are in the row itself. One corpus file makes one shard
+per length and split, wherever and by however many workers, so the bytes do not depend on who wrote them. Packing as in
+RoBERTa's FULL-SENTENCES (arXiv 1907.11692, section 4.2), with the pieces of different documents kept apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from frugalbert import run
+from frugalbert.config import Machine, Shards
+from frugalbert.data.rows import FORMAT, INDEX, RowOrder, ShardSet, gather_rows, index_checksum, rank_share, to_device
+from frugalbert.dist import usable_cores
+from frugalbert.fanout import run_tasks
+from frugalbert.progress import number
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["RowOrder", "ShardSet", "build", "gather_rows", "pack_file", "rank_share", "to_device"]
+SPLITS = ("train", "held_out")
+BATCH_CHARACTERS = 1_000_000  # tokenised at once: about 60 MB of the tokenizer's objects
+PIECE_CHARACTERS = 50_000  # longer documents reach the tokenizer in parts
+
+
+# ---- the stage -------------------------------------------------------------------------------------------------------
+
+
+def build(section: Shards, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+    """Pack the corpus into rows of every length of `section`; returns the figures of the first length.
+
+    Raises ValueError if a split is empty or a file of the corpus or tokenizer is damaged.
+    """
+    from frugalbert.data import corpus, tokenizer
+
+    names = corpus.list_files(inputs["corpus"])
+    digest = tokenizer.digest(inputs["tokenizer"])
+    special, vocab_size = _special(inputs["tokenizer"])
+    dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
+    workers = usable_cores() if machine.workers == "auto" else machine.workers
+    common = {
+        "corpus": str(inputs["corpus"].resolve()),
+        "tokenizer": str((inputs["tokenizer"] / "tokenizer.json").resolve()),
+        "tokenizer_sha256": digest,
+        "out": str(out.resolve()),
+        "special": special,
+        "dtype": dtype,
+        "section": section.model_dump(mode="json"),
+        "threads": max(1, workers // len(names)),
+    }
+    tasks = [{**common, "file": name, "position": position} for position, name in enumerate(names)]
+    results = run_tasks(
+        pack_file, tasks, journal=out / "journal.jsonl", workers=workers, scheduler=machine.scheduler, label="shards"
+    )
+    sets = {str(length): _sum_up(length, results, inputs["corpus"]) for length in section.length}
+    _remove_others(out, sets)
+    index = {
+        "format": FORMAT,
+        "dtype": dtype,
+        "vocab_size": vocab_size,
+        "special": special,
+        "tokenizer_sha256": digest,
+        "sets": sets,
+    }
+    run.write_json(out / INDEX, index | {"checksum": index_checksum(index)})
+    first = sets[str(section.length[0])]
+    return {
+        "tokens": first["train"]["tokens"],
+        "rows": first["train"]["rows"],
+        "fill": first["train"]["fill"],
+        "held_out_tokens": first["held_out"]["tokens"],
+        "truncated_tokens": 0,
+        "specials_in_text": sum(result["specials_in_text"] for result in results),
+        "documents": first["train"]["documents"],
+        "vocab_size": vocab_size,
+    }
+
+
+def _special(directory: Path) -> tuple[dict[str, Any], int]:
+    """The index's `special` entry, and the largest id + 1."""
+    from frugalbert.data.tokenizer import load
+
+    tokenizer = load(directory)
+    special: dict[str, Any] = {
+        name: getattr(tokenizer, f"{name}_token_id") for name in ("cls", "sep", "pad", "mask", "unk")
+    }
+    special["all"] = sorted(tokenizer.all_special_ids)
+    return special, max(tokenizer.get_vocab().values()) + 1
+
+
+def _sum_up(length: int, results: Sequence[dict[str, Any]], corpus: Path) -> dict[str, Any]:
+    """The index's entry of one length, said aloud. Raises ValueError if a split has no row."""
+    entry: dict[str, Any] = {}
+    for split in SPLITS:
+        parts = [found for result in results if (found := result["sets"][str(length)][split])["rows"]]
+        total = {key: sum(part[key] for part in parts) for key in ("rows", "tokens", "documents", "document_tokens")}
+        if not parts:
+            wanted = "corpus.held_out" if split == "held_out" else "corpus.sources"
+            raise ValueError(f"{corpus} has no {split.replace('_', '-')} text to make rows of; give more in {wanted}")
+        files = [{key: part[key] for key in ("name", "rows", "tokens", "sha256")} for part in parts]
+        entry[split] = {"files": files, **total, "fill": round(total["tokens"] / (total["rows"] * length), 6)}
+        run.say(
+            f"shards: length {length} {split}: {number(total['documents'])} documents, {number(total['tokens'])} "
+            f"tokens in {number(total['rows'])} rows, {entry[split]['fill']:.1%} filled, 0 tokens discarded"
+        )
+    return entry
+
+
+def _remove_others(out: Path, sets: dict[str, Any]) -> None:
+    """Remove what attempts that were killed left behind."""
+    wanted = {
+        out / f"length-{length}" / item["name"]
+        for length, entry in sets.items()
+        for split in SPLITS
+        for item in entry[split]["files"]
+    }
+    for path in set(out.glob("length-*/*")) - wanted:
+        path.unlink()
+
+
+# ---- one corpus file -------------------------------------------------------------------------------------------------
+
+
+def pack_file(task: dict[str, Any]) -> dict[str, Any]:
+    """Tokenise and pack one corpus file into one shard per length and split; the same task gives the same bytes."""
+    from frugalbert.data.corpus import read_documents
+
+    section, special = Shards.model_validate(task["section"]), task["special"]
+    writers = {
+        (length, split): RowWriter(Path(task["out"]), f"{split}-{task['number']:05d}", length, section, task)
+        for length in section.length
+        for split in SPLITS
+    }
+    specials_in_text = 0
+    documents = read_documents(Path(task["corpus"]), None, [task["file"]])
+    with _threads(task["threads"]), contextlib.ExitStack() as stack:
+        for writer in writers.values():
+            stack.enter_context(writer)
+        tokenizer = open_tokenizer(task["tokenizer"])
+        for batch in batches((document.text, document.held_out) for document in documents):
+            run.check_stop()
+            ids, counts = encode(tokenizer, [text for text, _ in batch])
+            forged = np.isin(ids, [found for found in special["all"] if found != special["unk"]])
+            ids[forged] = special["unk"]
+            specials_in_text += int(forged.sum())
+            held_out = np.array([held for _, held in batch])
+            for split in SPLITS:
+                mine = held_out == (split == "held_out")
+                chosen = ids[np.repeat(mine, counts)]
+                for length in section.length:
+                    writers[length, split].add(chosen, counts[mine])
+        sets = {str(length): {split: writers[length, split].finish() for split in SPLITS} for length in section.length}
+    return {"sets": sets, "specials_in_text": specials_in_text}
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """The tokenizer's own threads: none beside one worker per core, some where there are fewer files than cores."""
+    wanted = {"TOKENIZERS_PARALLELISM": "true" if count > 1 else "false", "RAYON_NUM_THREADS": str(count)}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+# ---- tokenising ------------------------------------------------------------------------------------------------------
+
+
+def open_tokenizer(path: str) -> Tokenizer:
+    """The tokenizer of a `tokenizer.json`, without padding and truncation, blind to special tokens in the text."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def batches(documents: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
+    """Documents in order, about a million characters at a time."""
+    batch: list[tuple[str, bool]] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document[0])
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """All texts' ids one after the other (uint32), and how many each has (int64). No special tokens are added."""
+
+    def ids_of(texts: Sequence[str]) -> list[np.ndarray]:
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    parts: list[np.ndarray] = []
+    counts = np.zeros(len(texts), dtype=np.int64)
+    short = [position for position, text in enumerate(texts) if len(text) <= PIECE_CHARACTERS]
+    found = dict(zip(short, ids_of([texts[position] for position in short]), strict=True))
+    for position, text in enumerate(texts):
+        # one part at a time: a document of 50 MB costs no more memory than any other
+        pieces = [found[position]] if position in found else [ids_of([p])[0] for p in split_text(text, ids_of)]
+        counts[position] = sum(map(len, pieces))
+        parts += pieces
+    return np.concatenate(parts) if parts else np.empty(0, np.uint32), counts
+
+
+def split_text(
+    text: str, ids_of: Callable[[Sequence[str]], list[np.ndarray]], limit: int = PIECE_CHARACTERS
+) -> Iterator[str]:
+    """A long text in parts of at most `limit` characters whose ids, joined, are those of the whole.
+
+    Cuts beside a space between two words, where the tokenizer itself shows on the surrounding characters that the cut
+    changes nothing; text without such a place is cut anyway.
+    """
+    start = 0
+    while len(text) - start > limit:
+        end = start + limit
+        for place in _spaces(text, start + limit // 2, end):
+            if cut := next((cut for cut in (place, place + 1) if _harmless(text, cut, ids_of)), 0):
+                end = cut
+                break
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _spaces(text: str, low: int, high: int, attempts: int = 20) -> Iterator[int]:
+    """Up to 20 positions of single spaces between letters or digits, from the end of text[low:high] backwards."""
+    for _ in range(attempts * 10):
+        high = text.rfind(" ", low, high)
+        if high <= low:
+            return
+        if text[high - 1].isalnum() and text[high + 1 : high + 2].isalnum():
+            yield high
+            attempts -= 1
+            if not attempts:
+                return
+
+
+def _harmless(text: str, cut: int, ids_of: Callable[[Sequence[str]], list[np.ndarray]], around: int = 200) -> bool:
+    before, after = text[max(0, cut - around) : cut], text[cut : cut + around]
+    whole, left, right = ids_of([before + after, before, after])
+    return np.array_equal(whole, np.concatenate([left, right]))
+
+
+# ---- packing ---------------------------------------------------------------------------------------------------------
+
+
+class RowWriter:
+    """One shard file in the making: documents in, full rows out; under a temporary name until `finish`.
+
+    `task` gives the ids of the special tokens and the type of the numbers. A context manager: a failure inside leaves
+    no file. A shard without rows is not written.
+    """
+
+    def __init__(self, out: Path, name: str, length: int, section: Shards, task: dict[str, Any]) -> None:
+        self.path = out / f"length-{length}" / f"{name}.bin"
+        self.length, self.section, self.special = length, section, task["special"]
+        self.dtype = np.dtype(task["dtype"]).newbyteorder("<")
+        self.figures = dict.fromkeys(("rows", "tokens", "documents", "document_tokens"), 0)
+        self._open_row = np.empty(0, self.dtype)
+        self._digest = hashlib.sha256()
+
+    def __enter__(self) -> RowWriter:
+        self.path.parent.mkdir(exist_ok=True)
+        descriptor, self._temporary = tempfile.mkstemp(prefix=f".tmp-{self.path.name}-", dir=self.path.parent)
+        self._file = os.fdopen(descriptor, "wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._temporary)
+
+    def add(self, ids: np.ndarray, counts: np.ndarray) -> None:
+        """Append documents: their ids one after the other, and the number of tokens of each."""
+        starts, sizes, end = layout(counts.tolist(), self.length, len(self._open_row), self.section)
+        space = np.full(-(-end // self.length) * self.length, self.special["pad"], self.dtype)
+        space[: len(self._open_row)] = self._open_row
+        first = np.cumsum(sizes) - sizes  # of each piece, in ids
+        space[np.repeat(starts + 1 - first, sizes) + np.arange(len(ids))] = ids
+        space[starts] = self.special["cls"]
+        space[starts + sizes + 1] = self.special["sep"]
+        full = end // self.length * self.length
+        self._write(space[:full])
+        self._open_row = space[full:end]
+        self.figures["tokens"] += len(ids) + 2 * len(starts)
+        self.figures["documents"] += int((counts > 0).sum())
+        self.figures["document_tokens"] += len(ids)
+
+    def finish(self) -> dict[str, Any]:
+        """Pad the last row, move the file to its name; the shard's entry for the index."""
+        if len(self._open_row):
+            row = np.full(self.length, self.special["pad"], self.dtype)
+            row[: len(self._open_row)] = self._open_row
+            self._write(row)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        if self.figures["rows"]:
+            os.chmod(self._temporary, 0o644)
+            os.replace(self._temporary, self.path)
+        return {"name": self.path.name, "sha256": self._digest.hexdigest(), **self.figures}
+
+    def _write(self, rows: np.ndarray) -> None:
+        data = rows.tobytes()
+        self._file.write(data)
+        self._digest.update(data)
+        self.figures["rows"] += len(rows) // self.length
+
+
+def layout(counts: Iterable[int], length: int, filled: int, section: Shards) -> tuple[np.ndarray, np.ndarray, int]:
+    """Where the pieces of documents of `counts` tokens go in rows of `length`, the first `filled` being taken.
+
+    Returns starts (P,): the place of each piece's [CLS]; sizes (P,): its tokens without [CLS] and [SEP]; and the end of
+    the last. The rest of a row stays empty rather than take fewer than `min_piece` tokens of a longer document.
+    """
+    starts: list[int] = []
+    sizes: list[int] = []
+    least = min(section.min_piece, length - 2)
+    place = filled
+    for count in counts:
+        if not section.pack:
+            place = -(-place // length) * length
+        while count:
+            room = length - place % length
+            size = min(count, room - 2)
+            if size < min(count, least):
+                place += room
+                continue
+            starts.append(place)
+            sizes.append(size)
+            place += size + 2
+            count -= size
+    return np.array(starts, np.int64), np.array(sizes, np.int64), place
