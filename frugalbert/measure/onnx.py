@@ -47,6 +47,11 @@ def output_of(model: Any) -> str:
     return "logits" if type(model).__name__.endswith("ForSequenceClassification") else "last_hidden_state"
 
 
+def serving_part(model: Any) -> Any:
+    """What one deploys: a sequence classifier whole, any other model without its head."""
+    return model if output_of(model) == "logits" else model.base_model
+
+
 def takes_token_types(model: Any) -> bool:
     """Whether token types are an input of the model (they are not where its table has no or one row)."""
     return (

@@ -1,0 +1,157 @@
+"""The model card: what the run knows stands in it, the hub reads it back, and data cannot write Markdown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from frugalbert.config import Config, Export
+from frugalbert.measure import card
+
+YAML = {
+    "name": "docs-small",
+    "corpus": {"sources": ["python-docs", "hub:allenai/c4"], "licence": "various, see <each> | package"},
+    "tokenizer": {"vocab_size": 8192},
+    "shards": {"length": [64]},
+    "pretrain": {"budget": "5m", "arch": "modern 2x32 heads=2 ffn=64", "mask": {"rate": [0.3, 0.15]}},
+    "finetune": {"tasks": ["python-docs", {"name": "cola", "train": "a.csv"}], "seeds": [0, 1, 2]},
+    "export": {"licence": "Apache-2.0"},
+}
+RESULT = {
+    "class": "FrugalForMaskedLM",
+    "arch": "modern 2x32 heads=2 ffn=64",
+    "parameters": 12_345,
+    "flops_per_token": 67_890,
+    "length": 128,
+    "longest": 512,
+    "tokenizer": "WordPiece, 8,192 tokens",
+    "formats": {
+        "hf": {"bytes": 1000, "stock": False, "why_not_stock": "query/key norms have no place",
+               "max_abs_difference": 0.0},
+        "onnx": {"bytes": 2000, "max_abs_difference": 2e-7},
+        "onnx-int8": {
+            "bytes": 700, "max_abs_difference": 0.02, "mean_cosine": 0.9991, "measured_on": "held-out text",
+            "masked_tokens": 500, "masked_agreement": 0.97, "masked_accuracy": 0.3, "masked_accuracy_drop": 0.001,
+            "dev_metric_drop": {"cola": {"metric": "accuracy", "fp32": 0.71, "int8": 0.7, "drop": 0.01}},
+        },
+    },
+    "latency": [{"format": "onnx", "threads": 1, "batch_size": 1, "length": 128, "noisy": False,
+                 "median_ms": 3.21, "p90_ms": 3.5}],
+}  # fmt: skip
+
+
+def row(task: str, init: str, mean: float | None, title: str | None = None) -> dict[str, Any]:
+    std = None if mean is None else 0.01
+    return {
+        "task": task, "title": title or task, "type": "classification", "metric": "mcc", "init": init,
+        "seeds": [0, 1, 2], "values": [mean] * 3, "mean": mean, "std": std, "interval": [mean, mean],
+        "train_examples": 8000, "dev_examples": 1000, "majority_baseline": 0.1, "labels": ["a", "b"],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, Path]:
+    """The directories that the stages before leave, in the parts that the card reads."""
+    config = Config.model_validate(YAML)
+    folders = {name: tmp_path / "docs-small" / name for name in card.STAGES}
+    for name, folder in folders.items():
+        folder.mkdir(parents=True)
+        section = getattr(config, name).model_dump(mode="json")
+        record = {"stage": name, "section": section, "fingerprint": f"{name}-hash", "versions": {"torch": "2.99"}}
+        (folder / "stage.json").write_text(json.dumps(record))
+    summary = {"steps": 900, "tokens": 7_372_800, "seconds": 301.0, "device": "cpu | 2 threads", "precision": "bf16",
+               "final_validation_loss": 4.321, "unigram_nll": 6.5, "bigram_nll": 5.5}  # fmt: skip
+    (folders["pretrain"] / "summary.json").write_text(json.dumps(summary))
+    corpus = {"documents": 60_000, "characters": 30_000_000, "licence": YAML["corpus"]["licence"]}
+    (folders["corpus"] / "index.json").write_text(json.dumps(corpus))
+    results = [row("cola", "pretrained", 0.5), row("cola", "random", 0.1), row("python-docs", "pretrained", None)]
+    (folders["finetune"] / "results.json").write_text(json.dumps(results))
+    return folders
+
+
+def test_the_hub_reads_it_back(inputs: dict[str, Path]):
+    text = card.render(Export(licence="Apache-2.0"), inputs, RESULT)
+    data = ModelCard(text).data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "transformers", "fill-mask")
+    assert data.datasets == ["allenai/c4"]
+    assert data.base_model is None
+    assert "custom_code" in data.tags
+    (score,) = data.eval_results  # the undefined one and the baseline are no results
+    assert (score.task_type, score.dataset_type, score.dataset_config) == (
+        "text-classification",
+        "nyu-mll/glue",
+        "cola",
+    )
+    assert (score.metric_type, score.metric_value) == ("matthews_correlation", 0.5)
+    assert score.metric_args == {"seeds": [0, 1, 2], "standard_deviation": 0.01}
+
+
+def test_everything_known_is_said(inputs: dict[str, Path]):
+    text = card.render(Export(licence="Apache-2.0"), inputs, RESULT)
+    for fact in (
+        "`modern 2x32 heads=2 ffn=64`", "12,345", "67.9k per token", "WordPiece, 8,192 tokens", "60,000 documents",
+        "5m: 900 steps, 7,372,800 tokens in 5 min 01 s", "cpu \\| 2 threads", "0.5000 ± 0.0100", "0, 1, 2", "random",
+        "undefined", "| 1 | 1 x 128 | 3.21 | 3.5 |", "torch 2.99", "pretrain `pretrain-hash`", "trust_remote_code=True",
+        "query/key norms have no place", "97.0% of 500", "cola accuracy 0.7100 -> 0.7000", "frugalbert run card.yaml",
+        "trained from random weights", "4.3210 nats", "various, see &lt;each&gt; \\| package", "at most 512 tokens",
+    ):  # fmt: skip
+        assert fact in text, fact
+
+
+def test_the_recipe_is_the_configuration(inputs: dict[str, Path]):
+    text = card.render(Export(licence="Apache-2.0"), inputs, RESULT)
+    recipe = yaml.safe_load(text.split("````yaml\n")[1].split("\n````")[0])
+    assert Config.model_validate(recipe) == Config.model_validate(YAML)
+    assert recipe["pretrain"].keys() == {"budget", "arch", "mask"}  # defaults are not repeated
+
+
+def test_stock_files_need_no_code(inputs: dict[str, Path]):
+    formats = {"hf": {"bytes": 1, "stock": True, "why_not_stock": None, "max_abs_difference": 0.0}}
+    text = card.render(Export(), {"model": inputs["pretrain"]}, {**RESULT, "formats": formats, "class": "BertModel"})
+    assert "trust_remote_code" not in text
+    assert "custom_code" not in text
+    assert "How it was trained is not known" in text
+    assert ModelCard(text).data.pipeline_tag == "feature-extraction"
+
+
+def test_other_licences_keep_their_name(inputs: dict[str, Path]):
+    data = ModelCard(card.render(Export(licence="House Rules 1.0"), inputs, RESULT)).data
+    assert (data.license, data.license_name) == ("other", "House Rules 1.0")
+
+
+def test_a_local_parent_is_not_named_as_on_the_hub(inputs: dict[str, Path]):
+    record = json.loads((inputs["pretrain"] / "stage.json").read_text())
+    for start, base, shown in (
+        ("/home/me/models/old", None, "| base model | old |"),
+        ("org/name", "org/name", "org/name"),
+    ):
+        record["section"]["start"] = start
+        (inputs["pretrain"] / "stage.json").write_text(json.dumps(record))
+        text = card.render(Export(), inputs, RESULT)
+        assert ModelCard(text).data.base_model == base
+        assert shown in text
+
+
+@settings(derandomize=True, max_examples=100)
+@given(st.text())
+def test_text_of_data_stays_one_cell(text: str):
+    cell = card.plain(text)
+    assert len(cell.splitlines()) <= 1
+    assert "<" not in cell
+    assert "|" not in cell.replace("\\\\", "").replace("\\|", "")
+
+
+def test_written_beside_every_form(inputs: dict[str, Path], tmp_path: Path):
+    for name in RESULT["formats"]:
+        (tmp_path / "out" / name).mkdir(parents=True)
+    card.write(tmp_path / "out", Export(), inputs, RESULT)
+    texts = {(tmp_path / "out" / name / "README.md").read_text() for name in RESULT["formats"]}
+    assert len(texts) == 1
+    assert ModelCard.load(tmp_path / "out" / "hf" / "README.md").data.model_name == "docs-small"
