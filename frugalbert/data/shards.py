@@ -139,7 +139,7 @@ def pack_file(task: dict[str, Any]) -> dict[str, Any]:
 
     section, special = Shards.model_validate(task["section"]), task["special"]
     writers = {
-        (length, split): RowWriter(Path(task["out"]), f"{split}-{task['number']:05d}", length, section, task)
+        (length, split): RowWriter(Path(task["out"]), f"{split}-{task['position']:05d}", length, section, task)
         for length in section.length
         for split in SPLITS
     }

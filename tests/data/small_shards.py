@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from frugalbert.config import Shards
 from frugalbert.data.rows import FORMAT, INDEX, index_checksum
 from frugalbert.data.shards import SPLITS, RowWriter
-from frugalbert.run import write_json
+from frugalbert.run import sha256, write_json
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4, "all": [0, 1, 2, 3, 4]}
 ORDINARY = 5  # the first id that is no special token
@@ -80,3 +81,29 @@ def small_tokenizer(kind: str, texts: list[str], vocab_size: int = 384) -> Any:
         tokenizer_object=tokenizer,
         pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
     )  # fmt: skip
+
+
+def write_corpus(out: Path, files: list[list[tuple[str, bool]]]) -> Path:
+    """A corpus directory in the documented format: one list of (text, held out) per file."""
+    import pyarrow
+
+    entries = []
+    for number, documents in enumerate(files):
+        name = f"documents-{number:05d}.jsonl.zst"
+        lines = [json.dumps({"text": text, "source": "test", "held_out": held_out}) for text, held_out in documents]
+        with pyarrow.output_stream(str(out / name), compression="zstd") as stream:
+            stream.write("".join(line + "\n" for line in lines).encode())
+        held_out = sum(held for _, held in documents)
+        entries.append({
+            "name": name,
+            "documents": len(documents),
+            "held_out": held_out,
+            "characters": sum(len(text) for text, _ in documents),
+            "bytes": (out / name).stat().st_size,
+            "sha256": sha256(out / name),
+        })  # fmt: skip
+    keys = {"documents": "documents", "held_out_documents": "held_out", "characters": "characters"}
+    totals = {name: sum(entry[key] for entry in entries) for name, key in keys.items()}
+    rest = {"sources": [], "licence": "test", "held_out": 0.1}
+    write_json(out / "index.json", {"format": 1, "files": entries, **totals, **rest})
+    return out

@@ -1,0 +1,297 @@
+"""The shards stage: every token of every document stands in a row, in order, whoever packed it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_shards import SPECIAL, small_tokenizer, write_corpus
+
+from frugalbert.config import Machine, Shards
+from frugalbert.data import shards
+from frugalbert.data.rows import ShardSet
+from frugalbert.data.shards import RowWriter, build, encode, layout, open_tokenizer, split_text
+from frugalbert.run import sha256
+
+WORDS = ["the", "of", "encoder", "trains", "masked", "tokens", "budget", "seconds", "learning", "rate", "packs"]
+KINDS = ["wordpiece", "bpe", "unigram"]
+
+
+def prose(generator: random.Random, words: int) -> str:
+    parts = [generator.choice(WORDS) + generator.choice(["", "", "", ",", ".\n", "ing", "'s"]) for _ in range(words)]
+    return " ".join(parts)
+
+
+@pytest.fixture(scope="module")
+def files() -> list[list[tuple[str, bool]]]:
+    """Three corpus files: short, empty-looking, long documents, and text that looks like special tokens."""
+    generator = random.Random(0)
+    odd = ["[CLS] [MASK] [SEP][PAD] [UNK]", "\u200b \u200b", "x", "[MASK]" * 50, "日本語のテキスト", "ａ\u0301 ﬁ 😀"]
+    texts = [prose(generator, generator.choice([1, 5, 20, 80, 600])) for _ in range(150)] + odd * 3
+    generator.shuffle(texts)
+    documents = [(text, place % 7 == 3) for place, text in enumerate(texts)]
+    return [documents[:60], documents[60:61], documents[61:]]
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory, files) -> dict[str, Path]:
+    found = {}
+    texts = [text for group in files for text, _ in group if "[" not in text]
+    for kind in KINDS:
+        found[kind] = tmp_path_factory.mktemp(kind)
+        small_tokenizer(kind, texts, 400 if kind == "bpe" else 150).save_pretrained(found[kind])
+    return found
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, files) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"), files)
+
+
+def hashes(out: Path) -> dict[str, str]:
+    found = {path.relative_to(out).as_posix(): sha256(path) for path in out.rglob("*") if path.is_file()}
+    return {name: digest for name, digest in found.items() if name != "journal.jsonl"}
+
+
+def make(corpus: Path, tokenizer: Path, out: Path, section: Shards, workers: int = 1) -> dict:
+    out.mkdir(exist_ok=True)
+    return build(section, {"corpus": corpus, "tokenizer": tokenizer}, out, Machine(workers=workers))
+
+
+def pieces(rows: np.ndarray) -> list[list[int]]:
+    """The pieces of all rows, in order, each row checked to be `([CLS] piece [SEP])* [PAD]*`."""
+    found: list[list[int]] = []
+    for row in rows.tolist():
+        while row and row[-1] == SPECIAL["pad"]:
+            row.pop()
+        while row:
+            end = row.index(SPECIAL["sep"])
+            first, *piece = row[:end]
+            row = row[end + 1 :]
+            assert first == SPECIAL["cls"]
+            assert piece
+            assert not set(piece) & {SPECIAL[name] for name in ("cls", "sep", "pad", "mask")}
+            found.append(piece)
+    return found
+
+
+# ---- conservation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pack", [True, False])
+def test_every_token_of_every_document_is_there_in_order(tmp_path, files, corpus, tokenizers, kind, pack):
+    from transformers import AutoTokenizer
+
+    section = Shards(length=(16, 64), pack=pack)
+    metrics = make(corpus, tokenizers[kind], tmp_path / "out", section)
+    assert metrics["truncated_tokens"] == 0
+    backend = AutoTokenizer.from_pretrained(tokenizers[kind]).backend_tokenizer
+    backend.encode_special_tokens = True
+    special, forged = set(SPECIAL["all"]) - {SPECIAL["unk"]}, 0
+    for split in ("train", "held_out"):
+        texts = [text for group in files for text, held_out in group if held_out == (split == "held_out")]
+        encoded = [backend.encode(text, add_special_tokens=False).ids for text in texts]
+        forged += sum(token in special for ids in encoded for token in ids)
+        expected = [[SPECIAL["unk"] if token in special else token for token in ids] for ids in encoded]
+        for length in section.length:
+            found = ShardSet.open(tmp_path / "out", length, split, tokenizer_sha256=sha256_of(tokenizers[kind]))
+            parts = pieces(found.ids)
+            assert sum(parts, []) == sum(expected, [])
+            entry = json.loads((tmp_path / "out/index.json").read_text())["sets"][str(length)][split]
+            assert entry["document_tokens"] == sum(map(len, expected))
+            assert entry["tokens"] == entry["document_tokens"] + 2 * len(parts) == (found.ids != 0).sum()
+            assert entry["documents"] == sum(map(bool, expected))
+            assert entry["fill"] == pytest.approx(entry["tokens"] / found.ids.size, abs=1e-6)
+            if not pack:
+                starts = [row[1 : row.index(SPECIAL["sep"])] for row in found.ids.tolist()]
+                assert starts == parts  # one piece a row
+    assert metrics["specials_in_text"] == forged
+    assert (forged > 0) == (kind == "unigram")  # its vocabulary matches the text "[CLS]" itself
+
+
+def sha256_of(tokenizer: Path) -> str:
+    return hashlib.sha256((tokenizer / "tokenizer.json").read_bytes()).hexdigest()
+
+
+@given(
+    counts=st.lists(st.integers(0, 60), max_size=30),
+    length=st.integers(8, 24),
+    least=st.integers(1, 30),
+    pack=st.booleans(),
+    cuts=st.lists(st.integers(0, 30), max_size=4),
+)
+@settings(derandomize=True, deadline=None, max_examples=150)
+def test_packing_in_parts_is_packing_at_once(counts, length, least, pack, cuts):
+    """Batches do not show in the rows; only the rest of a row that is too short for a piece stays empty."""
+    section = Shards(length=(length,), pack=pack, min_piece=least)
+    whole_starts, whole_sizes, _ = layout(counts, length, 0, section)
+    assert whole_sizes.sum() == sum(counts)
+    taken = np.zeros((whole_starts.max(initial=0) // length + 1) * length, bool)
+    for start, size in zip(whole_starts.tolist(), whole_sizes.tolist(), strict=True):
+        assert size > 0
+        assert start // length == (start + size + 1) // length
+        assert not taken[start : start + size + 2].any()
+        taken[start : start + size + 2] = True
+    free = [int((~row).sum()) for row in taken.reshape(-1, length)][:-1]
+    assert not pack or all(rest < min(least, length - 2) + 2 for rest in free)
+    bounds = sorted({0, len(counts), *(cut for cut in cuts if cut < len(counts))})
+    starts: list[int] = []
+    filled = base = 0
+    for low, high in zip(bounds, bounds[1:], strict=False):
+        part, _, end = layout(counts[low:high], length, filled, section)
+        starts += [base + start for start in part.tolist()]
+        base += end // length * length
+        filled = end % length
+    assert starts == whole_starts.tolist()
+
+
+def test_a_full_corpus_is_filled(corpus, tokenizers, tmp_path, capsys):
+    metrics = make(corpus, tokenizers["wordpiece"], tmp_path, Shards(length=(32,)))
+    assert metrics["fill"] > 0.85
+    line = next(line for line in capsys.readouterr().err.splitlines() if "length 32 train" in line)
+    assert "% filled, 0 tokens discarded" in line
+
+
+# ---- the same bytes whoever packs ------------------------------------------------------------------------------------
+
+
+def test_any_number_of_workers_gives_the_same_bytes(tmp_path, corpus, tokenizers, monkeypatch):
+    section = Shards(length=(16, 32))
+    make(corpus, tokenizers["bpe"], tmp_path / "one", section)
+    monkeypatch.setattr(shards, "BATCH_CHARACTERS", 300)
+    make(corpus, tokenizers["bpe"], tmp_path / "batches", section)
+    monkeypatch.undo()
+    make(corpus, tokenizers["bpe"], tmp_path / "two", section, workers=2)
+    expected = hashes(tmp_path / "one")
+    assert len(expected) == 9  # a file without held-out documents has no held-out shard
+    assert hashes(tmp_path / "two") == expected
+    assert hashes(tmp_path / "batches") == expected
+
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    from frugalbert.config import Machine, Shards
+    from frugalbert.data import rows, shards
+    from frugalbert import run
+
+    corpus, tokenizer, out, point = sys.argv[1:]
+    left = int(point)
+
+    def counted(function):
+        def wrapper(*arguments, **options):
+            global left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **options)
+        return wrapper
+
+    for module, name in ((os, "replace"), (os, "fsync"), (shards.RowWriter, "_write"), (os, "write")):
+        setattr(module, name, counted(getattr(module, name)))
+    inputs = {"corpus": Path(corpus), "tokenizer": Path(tokenizer)}
+    shards.build(Shards(length=(16, 32)), inputs, Path(out), Machine(workers=1))
+"""
+
+
+def test_killed_anywhere_and_run_again_gives_the_same_bytes(tmp_path, corpus, tokenizers):
+    """SIGKILL at file calls of the build; what the next attempt makes is what an uninterrupted one makes."""
+    make(corpus, tokenizers["wordpiece"], tmp_path / "whole", Shards(length=(16, 32)))
+    expected = hashes(tmp_path / "whole")
+    out = tmp_path / "out"
+    out.mkdir()
+    script = [sys.executable, "-c", textwrap.dedent(KILLED), str(corpus), str(tokenizers["wordpiece"]), str(out)]
+    for point in (3, 25, 42):
+        ended = subprocess.run([*script, str(point)], capture_output=True, text=True)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+        assert not (out / "index.json").exists()
+        with pytest.raises(FileNotFoundError, match="no finished token shards"):
+            ShardSet.open(out, 16)
+        attempt = tmp_path / f"attempt-{point}"
+        shutil.copytree(out, attempt)
+        make(corpus, tokenizers["wordpiece"], attempt, Shards(length=(16, 32)))
+        assert hashes(attempt) == expected
+    make(corpus, tokenizers["wordpiece"], out, Shards(length=(16, 32)))
+    assert hashes(out) == expected
+
+
+def test_a_failure_leaves_no_file_behind(tmp_path):
+    task = {"special": SPECIAL, "dtype": "uint16"}
+    with (
+        pytest.raises(OSError, match="full"),
+        RowWriter(tmp_path, "train-00000", 16, Shards(length=(16,)), task) as one,
+    ):
+        one.add(np.arange(5, 100, dtype=np.uint32), np.array([95]))
+        raise OSError("the disk is full")
+    assert list((tmp_path / "length-16").iterdir()) == []
+
+
+# ---- long documents --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_documents_have_the_ids_of_the_whole(tokenizers, kind, monkeypatch):
+    tokenizer = open_tokenizer(str(tokenizers[kind] / "tokenizer.json"))
+    generator = random.Random(1)
+    texts = [prose(generator, words) for words in (3000, 10, 2000, 0)] + [" a  b \n c, d " * 300]
+    expected = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    monkeypatch.setattr(shards, "PIECE_CHARACTERS", 1000)
+    ids, counts = encode(tokenizer, texts)
+    assert counts.tolist() == [len(found) for found in expected]
+    assert ids.tolist() == sum(expected, [])
+
+
+@given(text=st.text(alphabet="ab é.,\n日", max_size=400), limit=st.integers(20, 100), kind=st.sampled_from(KINDS))
+@settings(derandomize=True, deadline=None, max_examples=80)
+def test_parts_are_bounded_and_join_to_the_text(tokenizers, text, limit, kind):
+    tokenizer = open_tokenizer(str(tokenizers[kind] / "tokenizer.json"))
+
+    def ids_of(texts):
+        return [np.array(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
+
+    parts = list(split_text(text, ids_of, limit))
+    assert "".join(parts) == text
+    assert all(len(part) <= limit for part in parts)
+    assert not text or all(parts)
+
+
+def test_text_without_spaces_is_cut(tokenizers):
+    for kind in KINDS:
+        tokenizer = open_tokenizer(str(tokenizers[kind] / "tokenizer.json"))
+        ids, counts = encode(tokenizer, ["x" * 300_000, "日本" * 100_000])
+        assert len(ids) == counts.sum()
+        assert (counts > 0).all()
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_split_without_text_is_refused_in_one_sentence(tmp_path, tokenizers):
+    (tmp_path / "corpus").mkdir()
+    corpus = write_corpus(tmp_path / "corpus", [[("some words to train on", False)] * 5])
+    with pytest.raises(ValueError, match=r"no held-out text .* corpus\.held_out"):
+        make(corpus, tokenizers["wordpiece"], tmp_path / "out", Shards(length=(16,)))
+    assert not (tmp_path / "out/index.json").exists()
+
+
+def test_the_tokenizers_threads_are_put_back(monkeypatch):
+    import os
+
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
+    with shards._threads(1):
+        assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+    assert "RAYON_NUM_THREADS" not in os.environ
