@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from frugalbert.measure.session import feed, open_session
 
 ROWS = 64
 BATCH = 8
+EXAMPLES = 512
 MASK_EVERY = 7
 Batch = dict[str, torch.Tensor]
 
@@ -115,52 +117,66 @@ def _head(model: Any, hidden_PD: torch.Tensor) -> torch.Tensor:
 
 
 def task_examples(finetune: Path, task: str) -> list[dict[str, Any]]:
-    """Development examples of a task as the stage `finetune` kept them: token ids and the right answer; [] if not."""
-    inputs = finetune / task / "dev-tokens.jsonl"
-    predictions = sorted((finetune / task).glob("pretrained-seed*/predictions.jsonl"))
-    if not inputs.is_file() or not predictions:
+    """Up to 512 of a task's development examples, evenly from all that the stage `finetune` kept; [] if it kept none.
+
+    `text`, perhaps `text_b`, and `label`: a class, a list of labels or a number. Raises ValueError for a damaged file.
+    """
+    path = finetune / task / "dev.jsonl"
+    if not path.is_file():
         return []
-    golds = [json.loads(line)["gold"] for line in predictions[0].read_text(encoding="utf-8").splitlines()]
-    found = [json.loads(line) for line in inputs.read_text(encoding="utf-8").splitlines()]
-    return [{**example, "gold": gold} for example, gold in zip(found, golds, strict=False)]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    chosen = [lines[number * len(lines) // EXAMPLES] for number in range(EXAMPLES)] if len(lines) > EXAMPLES else lines
+    try:
+        return [json.loads(line) for line in chosen]
+    except ValueError:
+        raise ValueError(f"{path} is damaged; build the stage again (`--redo finetune`)") from None
 
 
-def task_cost(model: Any, path: Path, examples: list[dict[str, Any]]) -> dict[str, Any]:
+def task_cost(model: Any, path: Path, source: Path, examples: list[dict[str, Any]]) -> dict[str, Any]:
     """A classifier's metric on its development examples, by PyTorch and by its int8 file, and how often they agree.
 
-    Accuracy for classes, micro-averaged F1 for several labels, Pearson's correlation for numbers.
+    Accuracy for classes, micro-averaged F1 for several labels, Pearson's correlation for numbers (agreement: between
+    both). `source` = the model's directory, with its tokenizer.
     """
     session = open_session(path)
-    order = sorted(range(len(examples)), key=lambda number: len(examples[number]["input_ids"]))
     outputs: list[list[np.ndarray]] = [[], []]
-    for start in range(0, len(order), BATCH):
-        inputs = _padded([examples[number] for number in order[start : start + BATCH]], model)
+    golds: list[Any] = []
+    for inputs, labels in _encoded(source, model, examples):
         for found, values in zip(outputs, onnx.outputs_of(model, session, inputs), strict=True):
             found.append(values.numpy())
+        golds += labels
         run.check_stop()
     kind = model.config.problem_type
-    gold = _gold([examples[number]["gold"] for number in order], model.config, kind)
-    name, before = _score(np.concatenate(outputs[0]), gold, kind)
-    _, after = _score(np.concatenate(outputs[1]), gold, kind)
-    same = [_decide(np.concatenate(found), kind) for found in outputs]
-    agreement = float(np.mean(same[0] == same[1])) if kind != "regression" else float(np.corrcoef(*same)[0, 1])
-    return {"metric": name, "fp32": before, "int8": after, "drop": before - after, "agreement": agreement,
-            "examples": len(examples)}  # fmt: skip
+    gold = _gold(golds, model.config, kind)
+    before, after = (_decide(np.concatenate(found), kind) for found in outputs)
+    score = {name: _score(found, gold, kind) for name, found in (("fp32", before), ("int8", after))}
+    same = _score(after, before, kind) if kind == "regression" else float(np.mean(before == after))
+    name = {"regression": "pearson", "multi_label_classification": "micro_f1"}.get(kind or "", "accuracy")
+    return {"metric": name, **score, "drop": score["fp32"] - score["int8"], "agreement": same, "examples": len(golds)}
 
 
-def _padded(examples: list[dict[str, Any]], model: Any) -> Batch:
-    longest = max(len(example["input_ids"]) for example in examples)
-    names = ["input_ids", *(["token_type_ids"] if onnx.takes_token_types(model) else [])]
-    batch = {"input_ids": torch.full((len(examples), longest), model.config.pad_token_id or 0)}
-    batch["attention_mask"] = torch.zeros((len(examples), longest), dtype=torch.long)
-    batch |= {name: torch.zeros((len(examples), longest), dtype=torch.long) for name in names[1:]}
-    for row, example in enumerate(examples):
-        length = len(example["input_ids"])
-        batch["attention_mask"][row, :length] = 1
-        for name in names:
-            if name in example:
-                batch[name][row, :length] = torch.tensor(example[name])
-    return batch
+def _encoded(source: Path, model: Any, examples: list[dict[str, Any]]) -> Iterator[tuple[Batch, list[Any]]]:
+    """Batches of texts of similar length, tokenised as in fine-tuning, and their labels."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    examples = sorted(examples, key=lambda example: len(example["text"]) + len(example.get("text_b", "")))
+    for start in range(0, len(examples), BATCH):
+        part = examples[start : start + BATCH]
+        second = [example["text_b"] for example in part] if "text_b" in part[0] else None
+        found = tokenizer(
+            [example["text"] for example in part],
+            second,
+            truncation="longest_first",
+            max_length=min(tokenizer.model_max_length, max_length(model.config) or tokenizer.model_max_length),
+            padding=True,
+            return_tensors="pt",
+            split_special_tokens=True,  # "[SEP]" in a text is text
+        )
+        inputs = {"input_ids": found["input_ids"], "attention_mask": found["attention_mask"]}
+        if onnx.takes_token_types(model):
+            inputs["token_type_ids"] = found.get("token_type_ids", torch.zeros_like(found["input_ids"]))
+        yield inputs, [example["label"] for example in part]
 
 
 def _gold(golds: list[Any], config: Any, kind: str | None) -> np.ndarray:
@@ -177,10 +193,10 @@ def _decide(logits: np.ndarray, kind: str | None) -> np.ndarray:
     return logits > 0 if kind == "multi_label_classification" else logits.argmax(-1)
 
 
-def _score(logits: np.ndarray, gold: np.ndarray, kind: str | None) -> tuple[str, float]:
-    found = _decide(logits, kind)
+def _score(found: np.ndarray, gold: np.ndarray, kind: str | None) -> float:
     if kind == "regression":
-        return "pearson", float(np.corrcoef(found, gold)[0, 1])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return float(np.nan_to_num(np.corrcoef(found, gold)[0, 1]))
     if kind == "multi_label_classification":
-        return "micro_f1", float(2 * (found & gold).sum() / max(1, found.sum() + gold.sum()))
-    return "accuracy", float(np.mean(found == gold))
+        return float(2 * (found & gold).sum() / max(1, found.sum() + gold.sum()))
+    return float(np.mean(found == gold))

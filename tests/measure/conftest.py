@@ -29,7 +29,8 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    names: dict = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    names["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     path = tmp_path_factory.mktemp("tokenizer")
     PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, **names).save_pretrained(path)
     return path
