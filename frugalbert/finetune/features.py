@@ -52,7 +52,13 @@ def encode(tokenizer: Any, examples: list[Example], num_labels: int, max_length:
         check_stop()
         part = examples[start : start + CHUNK]
         second = None if part[0].text_b is None else [example.text_b for example in part]
-        found = tokenizer([example.text for example in part], second, truncation="longest_first", max_length=max_length)
+        found = tokenizer(
+            [example.text for example in part],
+            second,
+            truncation="longest_first",
+            max_length=max_length,
+            split_special_tokens=True,  # "[SEP]" in a text is text
+        )
         ids += [np.array(row, dtype=np.int32) for row in found["input_ids"]]
         if has_types and "token_type_ids" in found:
             types += [np.array(row, dtype=np.int32) for row in found["token_type_ids"]]

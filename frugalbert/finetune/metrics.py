@@ -96,7 +96,7 @@ def headline(scores: dict[str, float], names: Sequence[str]) -> float:
 def constant(kind: str, gold: Array) -> Array:
     """What a model that learned only the labels' frequencies would predict: a class, the mean, or (L,) labels."""
     if kind == CLASSES:
-        return np.bincount(gold).argmax()
+        return np.asarray(np.bincount(gold).argmax())
     if kind == NUMBERS:
         return gold.mean()
     return (gold.mean(axis=0) > 0.5).astype(gold.dtype)

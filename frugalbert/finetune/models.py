@@ -31,6 +31,14 @@ DROPOUTS = (
     "pooler_dropout",
 )
 """What configurations of transformers call dropout; those that a configuration has are set."""
+VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
 PROBLEMS = {
     "classification": "single_label_classification",
     "regression": "regression",
@@ -109,10 +117,9 @@ def open_source(name: str, tokenizer_path: Path | None) -> Source:
             settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # transformers, huggingface_hub and the network share no base class
         why = "it needs code of its own, which is never run here" if "custom code" in str(error) else _why(error)
-        raise ValueError(
-            f"finetune.model: cannot read {name} ({why}); name another model directory or hub name"
-        ) from None
-    tokenizer = _tokenizer(name, tokenizer_path)
+        what = f"{name} cannot be read" if path.is_dir() else f"{name} is no directory here and not found on the hub"
+        raise ValueError(f"finetune.model: {what} ({why}); name another model directory or hub name") from None
+    tokenizer = _tokenizer(name, tokenizer_path, settings.vocab_size)
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors", ".txt", ".model"))
         identity = run.fingerprint({file.name: run.sha256(file) for file in files})
@@ -132,23 +139,27 @@ def _register() -> None:
     AutoModelForSequenceClassification.register(FrugalConfig, FrugalForSequenceClassification, exist_ok=True)
 
 
-def _tokenizer(name: str, other: Path | None) -> Any:
+def _tokenizer(name: str, other: Path | None, num_embeddings: int) -> Any:
     """The model's own tokenizer, or `other` where it brings none."""
     from transformers import AutoTokenizer
 
-    reason = "it has none"
+    reason = "it brings none"
     for place in filter(None, (name, other)):
+        if Path(place).is_dir() and not any((Path(place) / file).is_file() for file in VOCABULARIES):
+            continue  # transformers would make one up from special tokens alone
         try:
             with quiet():
                 tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         except Exception as error:  # as above
             reason = _why(error)
             continue
-        if tokenizer.is_fast:
-            tokenizer.backend_tokenizer.encode_special_tokens = True  # "[SEP]" in a text is text
+        if not tokenizer.is_fast:
+            reason = "it is not a fast one"
+        elif len(tokenizer) > num_embeddings:
+            reason = f"it has {len(tokenizer)} tokens, the model {num_embeddings} embeddings"
+        else:
             return tokenizer
-        reason = "it is not a fast one"
-    raise ValueError(f"{name} has no tokenizer that can be used ({reason}); save a fast tokenizer beside the model")
+    raise ValueError(f"{name} has no tokenizer that can be used ({reason}); save its own fast tokenizer beside it")
 
 
 def build(source: Source, data: Data, init: str, dropout: float, seed: int) -> Any:

@@ -29,13 +29,14 @@ def decide(job: Job, outputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return outputs[:, 0] if limits is None else outputs[:, 0].clip(*limits)
 
 
-def dev_lines(job: Job) -> str:
-    """`dev.jsonl`: the evaluated texts and their labels by name, so that exported models can be measured on them."""
-    found = []
-    for example, label in zip(job.data.dev, job.dev.labels, strict=True):
-        line = {"text": example.text, **({} if example.text_b is None else {"text_b": example.text_b})}
-        found.append(json.dumps({**line, "label": _named(job, label)}, ensure_ascii=False) + "\n")
-    return "".join(found)
+def token_lines(job: Job) -> str:
+    """`dev-tokens.jsonl`: the dev examples as the model reads them, so that exported models can be measured on them."""
+    features = job.dev
+    columns = {"input_ids": features.ids} | ({} if features.types is None else {"token_type_ids": features.types})
+    return "".join(
+        json.dumps({name: rows[index].tolist() for name, rows in columns.items()}) + "\n"
+        for index in range(len(features.ids))
+    )
 
 
 def _named(job: Job, label: Any) -> float | str | list[str]:

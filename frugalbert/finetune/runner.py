@@ -7,6 +7,7 @@ killed one is, from its beginning and with its seed, so it ends the same.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,9 +41,10 @@ def build(section: config.Finetune, inputs: dict[str, Path], out: Path, machine:
         )
     micro = section.batch_size if machine.micro_batch == "auto" else machine.micro_batch
     jobs = [_job(data, section, source, device, precision, micro) for data in datas]
+    _sweep(out)
     for job in jobs:
         (out / job.data.task.name).mkdir(exist_ok=True)
-        run.write_atomic(out / job.data.task.name / "dev.jsonl", results.dev_lines(job))
+        run.write_atomic(out / job.data.task.name / "dev-tokens.jsonl", results.token_lines(job))
     inits = ("pretrained", "random") if section.random_baseline else ("pretrained",)
     plan = [(job, init, seed) for job in jobs for init in inits for seed in section.seeds]
     finished: list[dict[str, Any]] = []
@@ -151,6 +153,12 @@ def _trial(job: trial.Job, init: str, seed: int, out: Path, report: Callable[[in
     value = "undefined" if result["value"] is None else f"{result['value']:.4f}"
     run.say(f"{task.title} · {init} · seed {seed}: {task.metric} {value} ({result['seconds']:.0f} s)")
     return result
+
+
+def _sweep(out: Path) -> None:
+    """Remove what a kill in the middle of a write left behind."""
+    for leftover in [*out.glob(".tmp-*"), *out.glob("*/.tmp-*"), *out.glob("*/*/.tmp-*")]:
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def _reporter(progress: run.Progress, done: int, name: str) -> Callable[[int, float], None]:

@@ -108,10 +108,16 @@ def read_custom(path: Path, text: str, text_b: str | None, label: str) -> list[R
         if not isinstance(texts[0], str) or not isinstance(texts[1], str | None) or (text_b and texts[1] is None):
             bad = text if not isinstance(texts[0], str) else text_b
             raise ValueError(f"{where}: {bad!r} is no text; every example needs one")
-        rows.append(Row(where, texts[0].strip(), texts[1].strip() if texts[1] is not None else None, record[label]))
+        texts = [None if value is None else _encodable(value).strip() for value in texts]
+        rows.append(Row(where, texts[0], texts[1], record[label]))
     if not rows:
         raise ValueError(f"{path} has a header but no examples")
     return rows
+
+
+def _encodable(text: str) -> str:
+    """JSON can hold halves of surrogate pairs, which no tokenizer and no file takes: they become `?`."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _table_lines(path: Path, content: str, quoted: bool) -> Iterator[tuple[int, dict[str, str]]]:
@@ -169,7 +175,7 @@ def class_name(row: Row) -> str:
         return str(value)
     if not isinstance(value, str):
         raise ValueError(f"{row.where}: the label {json.dumps(value)[:80]} is no class; write a text or a number")
-    name = value.strip()
+    name = _encodable(value).strip()
     if not name or name in ("nan", "NaN"):  # what pandas writes for a missing value
         raise ValueError(f"{row.where}: the label is {name or 'empty'}; remove the row or give it a class")
     return name
