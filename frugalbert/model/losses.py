@@ -60,6 +60,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
                 gradient_PV[piece] = gradient
         ctx.save_for_backward(x_PD, weight_VD, gradient_PV, bias_gradient_V)
         ctx.mark_non_differentiable(logits_PV)
+        ctx.set_materialize_grads(False)
         return total / count, logits_PV
 
     @staticmethod
