@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .arch import Arch, LayerArch
 
-HEADS = ("encoder", "masked_lm", "replaced_tokens", "sequence", "choice", "tokens", "span")
+HEADS = ("encoder", "mlm", "rtd", "sequence", "choice", "token", "span")
 """`encoder` is `FrugalModel` (with BERT's pooler); the others are the models of `modeling.py`, in its order."""
 
 
@@ -59,9 +59,9 @@ def head_parameters(arch: Arch, vocab_size: int, head: str, num_labels: int = 2)
     prediction = square + _norm(arch, arch.hidden)
     if head == "encoder":
         return 0 if modern else square
-    if head == "masked_lm":
+    if head == "mlm":
         return prediction + vocab_size
-    if head == "replaced_tokens":
+    if head == "rtd":
         return square + arch.hidden + 1
     outputs = {"choice": 1, "span": 2}.get(head, num_labels)
     before = prediction if modern else square if head in ("sequence", "choice") else 0
@@ -90,7 +90,7 @@ def forward_flops(
 
     `length` is what a token attends to on average: the length of rows with one document, or sum(len^2) / sum(len) over
     packed documents; layers with a window count no more than it. `masked` is the share of tokens whose vocabulary
-    scores are computed (`masked_lm`). Heads on the whole text are spread over its `length` tokens.
+    scores are computed (`mlm`). Heads on the whole text are spread over its `length` tokens.
     """
     _check_head(head)
     attention = sum(
@@ -103,15 +103,15 @@ def _head_flops(arch: Arch, length: float, vocab_size: int, masked: float, head:
     hidden, modern = arch.hidden, arch.family == "modern"
     if head == "encoder":
         return 0.0 if modern else 2.0 * hidden * hidden / length
-    if head == "masked_lm":
+    if head == "mlm":
         return 2.0 * masked * hidden * (vocab_size + hidden)
-    if head == "replaced_tokens":
+    if head == "rtd":
         return 2.0 * hidden * (hidden + 1)
     outputs = {"choice": 1, "span": 2}.get(head, num_labels)
     whole = head in ("sequence", "choice")
     return 2.0 * hidden * ((hidden if modern or whole else 0) + outputs) / (length if whole else 1.0)
 
 
-def training_flops(arch: Arch, length: float, *, vocab_size: int, masked: float, head: str = "masked_lm") -> float:
+def training_flops(arch: Arch, length: float, *, vocab_size: int, masked: float, head: str = "mlm") -> float:
     """Operations per token of a training step, forward and backward: 6 N_mm + 12 sum(qkv) length + 6 p (V d + d^2)."""
     return 3.0 * forward_flops(arch, length, vocab_size=vocab_size, masked=masked, head=head)

@@ -130,7 +130,7 @@ def _stock_heads(arch: Arch) -> int | None:
 
 
 def to_stock(model: PreTrainedModel) -> PreTrainedModel:
-    """A stock copy of one of our models, head included, with equal outputs. Raises ValueError with the reason why not."""
+    """A stock copy of one of our models, head included; equal outputs. Raises ValueError with the reason why not."""
     arch = model.config.to_arch()
     reason = why_not_stock(arch)
     head = {ours: stock for stock, ours in HEADS.items()}[type(model).__name__]
@@ -208,7 +208,7 @@ def _stock_config(config: FrugalConfig, arch: Arch, kind: str) -> PreTrainedConf
         "max_position_embeddings": arch.max_length,
     }
     if kind == "modernbert":
-        windows = {layer.window for layer in arch.layers} - {None}
+        windows = [layer.window for layer in arch.layers if layer.window is not None]
         unset = {key: None for key in ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")}
         return transformers.ModernBertConfig(
             **{**unset, **common},
@@ -216,7 +216,7 @@ def _stock_config(config: FrugalConfig, arch: Arch, kind: str) -> PreTrainedConf
             classifier_activation=ACTIVATIONS[arch.activation],
             norm_eps=arch.norm_epsilon,
             layer_types=["full_attention" if layer.window is None else "sliding_attention" for layer in arch.layers],
-            local_attention=2 * next(iter(windows), 64),
+            local_attention=2 * max(windows, default=64),
             rope_parameters={
                 "full_attention": {"rope_type": "default", "rope_theta": arch.rope_theta},
                 "sliding_attention": {"rope_type": "default", "rope_theta": arch.local_rope_theta},
