@@ -97,7 +97,7 @@ def _pretrain(config: Config, folder: Path, known: dict[str, Any]) -> str:
     )
     parameters = cost.parameter_count(arch, vocabulary, "mlm")
     length = config.shards.length[0]
-    flops = cost.training_flops_per_token(arch, vocabulary, length, section.mask.rate[0])
+    flops = cost.training_flops(arch, vocabulary, length, section.mask.rate[0])
     per_step = section.batch_size * length
     amount, kind = section.budget.amount, section.budget.kind
     corpus_tokens = _tokens(config, folder, known)

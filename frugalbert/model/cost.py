@@ -112,6 +112,6 @@ def _head_flops(arch: Arch, length: float, vocab_size: int, masked: float, head:
     return 2.0 * hidden * ((hidden if modern or whole else 0) + outputs) / (length if whole else 1.0)
 
 
-def training_flops(arch: Arch, length: float, *, vocab_size: int, masked: float, head: str = "mlm") -> float:
+def training_flops(arch: Arch, vocab_size: int, length: float, masked: float, head: str = "mlm") -> float:
     """Operations per token of a training step, forward and backward: 6 N_mm + 12 sum(qkv) length + 6 p (V d + d^2)."""
     return 3.0 * forward_flops(arch, length, vocab_size=vocab_size, masked=masked, head=head)
