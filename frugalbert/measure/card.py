@@ -236,7 +236,7 @@ def _usage(result: dict[str, Any]) -> str:
         code = ", trust_remote_code=True" if _needs_code(result) else ""
         lines += [
             f"from transformers import {auto}, AutoTokenizer",
-            'tokenizer = AutoTokenizer.from_pretrained("PATH")',
+            f'tokenizer = AutoTokenizer.from_pretrained("PATH"{code})',
             f'model = {auto}.from_pretrained("PATH"{code})',
         ]
     if set(result["formats"]) - {"hf"}:
@@ -295,7 +295,16 @@ def _limits(known: dict[str, Any], result: dict[str, Any]) -> list[str]:
     else:
         lines.append("How it was trained is not known here: see the card of the model it was made from.")
     if "onnx-int8" in result["formats"]:
-        lines.append("The int8 file's outputs differ from the others' as the table says; check it on your own data.")
+        lines.append(
+            f"The int8 file's outputs differ from the others' as the table says, on {plain(processor_name())}; "
+            "check it on your own data, and on processors without 8-bit dot products (VNNI) once more."
+        )
+    padded = result["formats"].get("hf", {}).get("parameters", result["parameters"])
+    if padded > result["parameters"]:
+        lines.append(
+            f"`hf/` has {padded:,} parameters, because the stock class wants wider heads or layers: the rest are zeros "
+            "that change no output but cost time. The ONNX files do without, and so does `export.stock=false`."
+        )
     if _needs_code(result):
         why = result["formats"]["hf"]["why_not_stock"]
         lines.append(

@@ -135,15 +135,19 @@ def _write_hf(model: Any, folder: Path, section: Export, tokenizers: list[Path])
         "stock": again.config.model_type != OURS,
         "why_not_stock": why_not,
         "class": type(again).__name__,
+        "parameters": sum(parameter.numel() for parameter in again.parameters()),
         "max_abs_difference": difference,
     }
 
 
 def _gap(first: Any, second: Any, batch: dict[str, torch.Tensor]) -> float:
     """Largest difference of the first output of two models at real tokens."""
+    shape = batch["attention_mask"].shape
+    if type(first).__name__.endswith("ForMultipleChoice"):
+        batch = {name: value[:, None] for name, value in batch.items()}
     with torch.inference_mode():
         a, b = first(**batch, return_dict=True)[0], second(**batch, return_dict=True)[0]
-    if a.shape[:2] == batch["attention_mask"].shape:
+    if a.shape[:2] == shape:
         a, b = (x[batch["attention_mask"].bool()] for x in (a, b))
     return (a - b).abs().max().item()
 

@@ -34,6 +34,7 @@ HEADS = {
     "ForTokenClassification": "AutoModelForTokenClassification",
     "ForQuestionAnswering": "AutoModelForQuestionAnswering",
     "ForMultipleChoice": "AutoModelForMultipleChoice",
+    "ForPreTraining": "AutoModelForPreTraining",
     "ForReplacedTokenDetection": "AutoModel",
 }
 """Ending of a class name in `architectures` -> the Auto class of transformers that loads it."""

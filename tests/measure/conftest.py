@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,6 +58,43 @@ def stock_export(tmp_path_factory: pytest.TempPathFactory, stock_dir: Path) -> P
     out = tmp_path_factory.mktemp("exports") / "stock"
     export_model(stock_dir, Export(licence="mit"), out)
     return out
+
+
+@pytest.fixture(scope="session")
+def run_inputs(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> dict[str, Path]:
+    """What the stages before `export` leave: one of our masked-LM models, a fine-tuned one, shards and dev texts."""
+    from transformers import AutoTokenizer
+
+    from frugalbert.model.arch import Arch
+    from frugalbert.model.configuration import FrugalConfig
+    from frugalbert.model.modeling import FrugalForMaskedLM, FrugalForSequenceClassification
+    from tests.data.small_shards import random_documents, write_shards
+
+    base = tmp_path_factory.mktemp("tiny-run")
+    inputs = {name: base / name for name in ("pretrain", "shards", "finetune")}
+    arch = Arch.parse("bert 2x32 heads=2 ffn=64*1,48 max_length=64")
+    config = FrugalConfig.from_arch(arch, 256)
+    spread_out(FrugalForMaskedLM(config)).save_pretrained(inputs["pretrain"] / "model")
+    config = FrugalConfig.from_arch(arch, 256, id2label={0: "up", 1: "down"}, label2id={"up": 0, "down": 1})
+    config.problem_type = "single_label_classification"
+    folder = inputs["finetune"] / "updown"
+    spread_out(FrugalForSequenceClassification(config)).save_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(tokenizer_dir).save_pretrained(folder / "model")
+    dev = [{"text": f"word{number} word3", "label": ("up", "down")[number % 2]} for number in range(30)]
+    (folder / "dev.jsonl").write_text("".join(json.dumps(line) + "\n" for line in dev))
+    inputs["shards"].mkdir()
+    write_shards(inputs["shards"], random_documents(np.random.default_rng(0), 200, 256), (32,), vocab_size=256)
+    return {**inputs, "tokenizer": tokenizer_dir}
+
+
+@pytest.fixture(scope="session")
+def run_export(tmp_path_factory: pytest.TempPathFactory, run_inputs: dict[str, Path]) -> tuple[Path, dict]:
+    """The stage `export` of that run, with one task."""
+    from frugalbert.config import Export, Machine
+    from frugalbert.measure.export import build
+
+    out = tmp_path_factory.mktemp("export")
+    return out, build(Export(task="updown"), run_inputs, out, Machine(device="cpu"))
 
 
 @pytest.fixture

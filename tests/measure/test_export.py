@@ -11,34 +11,27 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
-from frugalbert.config import Export
+from frugalbert.config import Export, Machine
 from frugalbert.measure import export
 from frugalbert.measure.export import export_model
-from frugalbert.measure.models import load_model
-from tests.measure.conftest import edit_config
+from frugalbert.measure.models import copy_tokenizer, load_model
+from tests.measure.conftest import edit_config, spread_out
 
 FRESH = """
 import json, sys
 sys.modules["frugalbert"] = None
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
-folder, trust = sys.argv[1], sys.argv[2] == "trust"
-tokenizer = AutoTokenizer.from_pretrained(folder)
-batch = tokenizer(["word7 word9 [MASK]", "word3"], padding=True, return_tensors="pt")
-model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=trust).eval()
-with torch.inference_mode():
-    logits = model(**batch).logits
-real = batch["attention_mask"].bool()
-print(json.dumps({"class": type(model).__name__, "logits": logits[real].tolist()}))
+for folder, trust in json.loads(sys.argv[1]):
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    batch = tokenizer(["word7 word9 [MASK]", "word3"], padding=True, return_tensors="pt")
+    model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=trust).eval()
+    with torch.inference_mode():
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    found = logits[batch["attention_mask"].bool()].tolist()
+    print("\\n" + json.dumps({"class": type(model).__name__, "logits": found}))
+print("\\n" + json.dumps(AutoTokenizer.from_pretrained(sys.argv[2])("word7 word9")["input_ids"]))
 """
-
-
-def logits_elsewhere(folder: Path, cwd: Path, trust: str = "") -> dict[str, object]:
-    """What a process without frugalbert computes from an exported directory."""
-    command = [sys.executable, "-c", FRESH, str(folder), trust]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def logits_here(folder: Path, tokenizer: Path) -> np.ndarray:
@@ -57,6 +50,7 @@ def test_all_forms(stock_export: Path, stock_dir: Path):
     formats = result["formats"]
     assert formats["hf"] | {"bytes": 0} == {
         "bytes": 0, "stock": True, "why_not_stock": None, "class": "BertForMaskedLM", "max_abs_difference": 0.0,
+        "parameters": result["parameters"],
     }  # fmt: skip
     assert formats["onnx"]["max_abs_difference"] < 2e-5
     assert 0.99 < formats["onnx-int8"]["mean_cosine"] < 1.0
@@ -71,11 +65,62 @@ def test_all_forms(stock_export: Path, stock_dir: Path):
     assert not list(stock_export.parent.glob(".tmp-*"))
 
 
-def test_tokenizer_loads_beside_the_onnx_file(stock_export: Path):
-    from transformers import AutoTokenizer
+def test_the_stage(run_export: tuple[Path, dict], run_inputs: dict[str, Path]):
+    out, headline = run_export
+    result = json.loads((out / "export.json").read_text())
+    formats = result["formats"]
+    assert formats["hf"]["stock"]
+    assert formats["hf"]["class"] == "BertForMaskedLM"
+    assert formats["hf"]["max_abs_difference"] < 1e-5
+    assert formats["hf"]["parameters"] > result["parameters"]  # 48 of 64 feed-forward channels: padded with zeros
+    assert f"`hf/` has {formats['hf']['parameters']:,} parameters" in (out / "hf" / "README.md").read_text()
+    int8 = formats["onnx-int8"]
+    assert int8["measured_on"] == "held-out text"
+    assert int8["masked_tokens"] > 20
+    assert 0.5 < int8["masked_agreement"] <= 1.0
+    drop = int8["dev_metric_drop"]["updown"]
+    assert (drop["metric"], drop["examples"]) == ("accuracy", 30)
+    assert drop["agreement"] > 0.8
+    assert drop["drop"] == pytest.approx(drop["fp32"] - drop["int8"])
+    assert set(result["tasks"]["updown"]) == {"hf", "onnx", "onnx-int8"}
+    assert {row["format"] for row in result["latency"]} == {"hf", "onnx", "onnx-int8"}
+    assert headline["parameters"] == result["parameters"]
+    assert headline["int8_mean_cosine"] == int8["mean_cosine"]
+    assert sorted(path.name for path in out.iterdir()) == ["export.json", "hf", "onnx", "onnx-int8", "tasks"]
 
-    tokenizer = AutoTokenizer.from_pretrained(stock_export / "onnx-int8")
-    assert tokenizer("word7 word9")["input_ids"] == [2, 12, 14, 3]
+
+def test_in_a_process_without_us(run_export: tuple[Path, dict], run_inputs: dict[str, Path], tmp_path: Path):
+    """Stock files load as they are; what no stock class can be goes with its own code, and the card says so."""
+    from frugalbert.model.arch import Arch
+    from frugalbert.model.configuration import FrugalConfig
+    from frugalbert.model.modeling import FrugalForMaskedLM
+
+    source, out = tmp_path / "source", tmp_path / "out"
+    arch = Arch.parse("modern 2x32 hidden=32,16 heads=2 ffn=40 max_length=64")
+    spread_out(FrugalForMaskedLM(FrugalConfig.from_arch(arch, 256))).save_pretrained(source)
+    copy_tokenizer([run_inputs["tokenizer"]], source)
+    export_model(source, Export(formats=("hf",)), out)
+    hf = json.loads((out / "export.json").read_text())["formats"]["hf"]
+    assert not hf["stock"]
+    assert "one hidden size" in hf["why_not_stock"]
+    assert "trust_remote_code=True" in (out / "hf" / "README.md").read_text()
+
+    folders = [(str(run_export[0] / "hf"), False), (str(out / "hf"), True)]
+    command = [sys.executable, "-c", FRESH, json.dumps(folders), str(run_export[0] / "onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    stock, ours, ids = (json.loads(line) for line in done.stdout.splitlines() if line[:1] in ("{", "["))
+    assert (stock["class"], ours["class"]) == ("BertForMaskedLM", "FrugalForMaskedLM")
+    for found, folder in ((stock, run_inputs["pretrain"] / "model"), (ours, source)):
+        expected = logits_here(folder, run_inputs["tokenizer"])
+        np.testing.assert_allclose(found["logits"], expected, rtol=0, atol=1e-5)
+    assert ids == [2, 12, 14, 3]
+
+
+def test_a_task_that_was_not_fine_tuned(run_inputs: dict[str, Path], tmp_path: Path):
+    with pytest.raises(ValueError, match=r"no fine-tuned model of 'cola' in this run; there are updown"):
+        export.build(Export(task="cola"), run_inputs, tmp_path, Machine())
+    assert not list(tmp_path.iterdir())
 
 
 def test_again_with_fewer_formats(stock_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

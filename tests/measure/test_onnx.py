@@ -13,9 +13,10 @@ import torch
 from onnx import helper
 
 from frugalbert.measure import onnx, session
+from frugalbert.measure.models import load_model
 from frugalbert.model.arch import Arch
 from frugalbert.model.configuration import FrugalConfig
-from frugalbert.model.modeling import FrugalForSequenceClassification, FrugalModel
+from frugalbert.model.modeling import FrugalModel
 from tests.measure.conftest import spread_out
 
 ARCHS = {
@@ -25,9 +26,8 @@ ARCHS = {
 }
 
 
-def our_model(text: str, owner: Any = FrugalModel, **settings: Any) -> Any:
-    torch.manual_seed(0)
-    return spread_out(owner(FrugalConfig.from_arch(Arch.parse(text), 256, **settings)))
+def our_model(text: str) -> Any:
+    return spread_out(FrugalModel(FrugalConfig.from_arch(Arch.parse(text), 256)))
 
 
 @pytest.mark.parametrize("family", ARCHS)
@@ -47,12 +47,11 @@ def test_every_family_at_every_shape(family: str, tmp_path: Path):
             onnx.check_parity(model, file)
 
 
-def test_classifier_and_its_int8_form(tmp_path: Path):
-    model = our_model("bert 2x32 heads=2 ffn=64 max_length=64", FrugalForSequenceClassification, num_labels=5)
-    onnx.export_onnx(model, tmp_path / "model.onnx")
-    assert onnx.check_parity(model, tmp_path / "model.onnx") < 2e-5
-    onnx.quantize(tmp_path / "model.onnx", tmp_path / "int8.onnx")
-    small = session.open_session(tmp_path / "int8.onnx")
+def test_classifier_and_its_int8_form(run_export: tuple[Path, dict], run_inputs: dict[str, Path]):
+    model = load_model(run_inputs["finetune"] / "updown" / "model")
+    folder = run_export[0] / "tasks" / "updown"
+    assert onnx.check_parity(model, folder / "onnx" / "model.onnx") < 2e-5
+    small = session.open_session(folder / "onnx-int8" / "model.onnx")
     assert [output.name for output in small.get_outputs()] == ["logits"]
     found = onnx.difference(model, small, onnx.parity_batches(model))
     assert found["max_abs_difference"] > 1e-6
