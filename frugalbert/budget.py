@@ -55,16 +55,23 @@ class Budget:
 class Clock:
     """Seconds of budget used so far: starts when it is made, survives restarts, never counts pauses between them.
 
-    `elapsed` is what earlier processes used (from the checkpoint); `now` is any monotonic clock (tests inject one).
+    `now` is any monotonic clock (tests inject one); one that jumps back stands still instead.
     """
 
-    def __init__(self, elapsed: float = 0.0, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._before = elapsed
-        self._started = now()
+        self._latest = now()
+        self._used = 0.0
 
     def seconds(self) -> float:
-        return self._before + max(0.0, self._now() - self._started)
+        now = self._now()
+        self._used += max(0.0, now - self._latest)
+        self._latest = now
+        return self._used
+
+    def add(self, seconds: float) -> None:
+        """Count what an earlier process used (its checkpoint says how much)."""
+        self._used += seconds
 
 
 def progress(budget: Budget, *, seconds: float, tokens: int, steps: int, epochs: float) -> float:

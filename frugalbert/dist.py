@@ -202,6 +202,11 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
 
 
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor that FSDP spreads; others as they are."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
+
+
 def split_like(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """`whole`, the same on all ranks, spread as `like` is."""
     if not hasattr(like, "full_tensor"):

@@ -1,0 +1,147 @@
+"""Training and validation batches: shard sets in, masked micro-batches on the device out.
+
+A batch is a pure function of (shards, seed, positions in the sample sequence, progress): nothing here has a state, so a
+run continues in O(1), with any number of ranks. Row lengths follow each other as phases of the budget with the same
+number of tokens per batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from frugalbert import dist
+from frugalbert.config import Mask, Phase, Pretrain
+from frugalbert.data.masking import IGNORED, Batch, Vocabulary, mlm_batch
+from frugalbert.data.rows import RowOrder, ShardSet, gather_rows, rank_share, to_device
+from frugalbert.train.state import Drawn
+
+VALIDATION_RATE = 0.15  # whatever training masks: losses stay comparable (MosaicBERT does the same)
+VALIDATION_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Micro:
+    """One micro-batch and its shares of the global batch's masked tokens and real tokens (numbers on the device)."""
+
+    batch: Batch
+    masked_share: Tensor
+    token_share: Tensor
+
+
+def mask_rate(settings: Mask, progress: float) -> float:
+    """From the first rate to the second, linearly over the budget."""
+    return settings.rate[0] + (settings.rate[-1] - settings.rate[0]) * progress
+
+
+def phase_length(first: int, phases: Sequence[Phase], progress: float) -> int:
+    """Row length at `progress`: the phases take their shares at the end of the budget, in their order."""
+    length, start = first, 1.0 - sum(phase.share for phase in phases)
+    for phase in phases:
+        if progress >= start - 1e-12:
+            length = phase.length
+        start += phase.share
+    return length
+
+
+class Sampler:
+    """Global batches of a run. `lengths` are the row lengths in the order of the phases."""
+
+    def __init__(
+        self, section: Pretrain, shards: Path, lengths: Sequence[int], vocabulary: Vocabulary, tokenizer_sha256: str
+    ) -> None:
+        self.section, self.first, self.vocabulary = section, lengths[0], vocabulary
+        self.device = vocabulary.special.device
+        check = {"verify": dist.is_main(), "tokenizer_sha256": tokenizer_sha256}
+        self.sets = {length: ShardSet.open(shards, length, "train", **check) for length in set(lengths)}
+        self.rows = {length: to_device(found, self.device) for length, found in self.sets.items()}
+        self.orders = {length: RowOrder(found.rows, section.seed) for length, found in self.sets.items()}
+
+    def batch_size(self, length: int) -> int:
+        """Rows per global batch: the number of tokens of the first length is kept."""
+        return max(dist.world(), self.section.batch_size * self.first // length)
+
+    def draw(self, progress: float, samples: dict[str, int], micro_batch: int) -> Drawn:
+        """The next global batch; `samples` says how many rows of each length have been used."""
+        length = phase_length(self.first, self.section.phases, progress)
+        size = self.batch_size(length)
+        rate = mask_rate(self.section.mask, progress)
+        start = samples.get(str(length), 0)
+        first, count = rank_share(start, size, dist.rank(), dist.world())
+        at_once = max(1, micro_batch * self.first // length)
+        batches = [self._masked(length, first + at, num, rate) for at, num in pieces(count, at_once)]
+        after = {**samples, str(length): start + size}
+        epochs = sum(used / self.sets[int(name)].rows for name, used in after.items())
+        micros, tokens = shares(batches)
+        return Drawn(micros, tokens, after, epochs, {"mask_rate": rate, "length": float(length)})
+
+    def _masked(self, length: int, start: int, count: int, rate: float) -> Batch:
+        order = self.orders[length]
+        row_ids, epochs = order.take(start, count), order.epochs(start, count)
+        rows = gather_rows(self.rows[length], row_ids, self.device)
+        numbers = [torch.from_numpy(array).to(self.device, non_blocking=True) for array in (row_ids, epochs)]
+        return mlm_batch(rows, *numbers, self.section.mask, rate, self.section.seed, self.vocabulary)
+
+
+def pieces(count: int, at_once: int) -> Iterator[tuple[int, int]]:
+    """(start, count) of the fewest pieces of at most `at_once`, equal within one."""
+    number = -(-count // at_once)
+    for index in range(number):
+        yield count * index // number, count * (index + 1) // number - count * index // number
+
+
+def shares(batches: Sequence[Batch]) -> tuple[list[Micro], Tensor]:
+    """Micro-batches with their shares of the totals over all of them and all ranks, and the number of real tokens."""
+    counts = torch.stack([_counts(batch) for batch in batches]).double()
+    totals = dist.sum_over_ranks(counts.sum(0))
+    parts = (counts / totals.clamp(min=1)).float()
+    micros = [Micro(batch, part[0], part[1]) for batch, part in zip(batches, parts, strict=True)]
+    return micros, totals[1]
+
+
+def _counts(batch: Batch) -> Tensor:
+    return torch.stack([(batch.labels != IGNORED).sum(), (batch.document_ids > 0).sum()])
+
+
+# ---- validation ------------------------------------------------------------------------------------------------------
+
+
+class HeldOut:
+    """The fixed rows and masks on which every validation of every run with these shards is made."""
+
+    def __init__(self, section: Pretrain, shards: Path, length: int, vocabulary: Vocabulary) -> None:
+        self.set = ShardSet.open(shards, length, "held_out", verify=dist.is_main())
+        count = min(section.validation.rows, self.set.rows)
+        self.row_ids = RowOrder(self.set.rows, VALIDATION_SEED).take(0, count)
+        self.settings = section.mask.model_copy(update={"rate": (VALIDATION_RATE,)})
+        self.vocabulary, self.device = vocabulary, vocabulary.special.device
+
+    def batches(self, at_once: int, *, whole: bool = False) -> Iterator[Batch]:
+        """This rank's part (or the whole) in pieces of at most `at_once` rows."""
+        world, rank = (1, 0) if whole else (dist.world(), dist.rank())
+        first, count = rank_share(0, len(self.row_ids), rank, world)
+        for start, num in pieces(count, at_once):
+            chosen = self.row_ids[first + start : first + start + num]
+            rows = gather_rows(self.set, chosen, self.device)
+            numbers = torch.from_numpy(chosen).to(self.device)
+            epochs = torch.zeros_like(numbers)
+            yield mlm_batch(rows, numbers, epochs, self.settings, VALIDATION_RATE, VALIDATION_SEED, self.vocabulary)
+
+    def measure(
+        self, score: Callable[[Batch], dict[str, tuple[Tensor, Tensor]]], at_once: int, pause: Callable[[], None]
+    ) -> dict[str, float]:
+        """Means over the held-out rows. `score(batch)` gives (sum, count) of each figure; all ranks must call it."""
+        sums: dict[str, Tensor] = {}
+        size = -(-len(self.row_ids) // dist.world())
+        for batch in self.batches(at_once):
+            pause()
+            for name, (total, count) in score(batch).items():
+                part = torch.stack([total.double(), count.double()])
+                sums[name] = sums[name] + part if name in sums else part
+        assert sums, f"rank {dist.rank()} has none of {size} validation rows"
+        values = dist.sum_over_ranks(torch.stack(list(sums.values())))
+        return {name: total / max(1.0, count) for name, (total, count) in zip(sums, values.tolist(), strict=True)}

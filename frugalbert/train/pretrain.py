@@ -1,0 +1,261 @@
+"""The stage that pre-trains: token shards and a tokenizer in; checkpoints, metrics and a Hugging Face model out.
+
+`build` reads from top to bottom like a table of contents. Masked language modelling inside a budget is 24hBERT's (arXiv
+2104.07705); what it cost, and how near to the hardware it came, is printed and kept in summary.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from frugalbert import dist
+from frugalbert.budget import Clock
+from frugalbert.config import Machine, Pretrain
+from frugalbert.data import tokenizer as tokenizers
+from frugalbert.data.masking import Batch, Vocabulary
+from frugalbert.data.rows import read_index
+from frugalbert.model.arch import Arch
+from frugalbert.run import publish, write_atomic
+from frugalbert.train.batches import HeldOut, Sampler
+from frugalbert.train.curves import curve, rate
+from frugalbert.train.loop import train
+from frugalbert.train.objectives import Electra, MaskedLM, ReplacedTokens, generator_arch
+from frugalbert.train.optim import OptimizerSettings, check_optimizer, make_optimizer, parameter_table
+from frugalbert.train.state import Recipe, Run, whole_weights
+from frugalbert.train.summary import announce, summarise
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+CPU_TOKENS, GPU_TOKENS = 4096, 131072  # in one micro-batch, unless the YAML says otherwise
+COMPILE_FROM_SECONDS = 600.0
+
+
+def build(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+    """Pre-train within the budget; returns the headline figures.
+
+    Raises ValueError and OSError for what the user can mend, Stopped after a signal.
+    """
+    clock, folder = Clock(), inputs["yaml"]
+    check(section, machine, folder)
+    device = dist.start(machine)
+    try:
+        tokenizer = tokenizers.load(inputs["tokenizer"])
+        vocabulary = Vocabulary.from_tokenizer(tokenizer).to(device)
+        lengths = row_lengths(section, inputs["shards"])
+        digest = tokenizers.digest(inputs["tokenizer"])
+        sampler = Sampler(section, inputs["shards"], lengths, vocabulary, digest)
+        held_out = HeldOut(section, inputs["shards"], lengths[0], vocabulary)
+        model = make_model(section, folder, max(lengths), vocabulary).to(device)
+        compiled = compile_blocks(model, section, machine, device)
+        run = Run(
+            model=model,
+            parallel=dist.wrap(model, device, machine.strategy),
+            optimizer=make_optimizer(model, optimizer_settings(section), folder),
+            device=device,
+            precision=dist.pick_precision(section.precision, device),
+            recipe=make_recipe(section, folder),
+            clock=clock,
+            out=out,
+            draw=sampler.draw,
+            objective=make_objective(section),
+            write_model=writer(product(model), tokenizer),
+            prefix="discriminator." if section.objective == "rtd" else "",
+            trackers=dist.Trackers(machine.trackers, out.parent.name, out / "trackers"),
+            micro_batch=first_micro_batch(section, machine, device, lengths[0]),
+            micro_batch_fixed=machine.micro_batch != "auto",
+            trial=device.type == "cuda" or compiled,
+        )
+        run.validate = validator(run, held_out)
+        run.state.costs["setup"] = clock.seconds()
+        write_table(run)
+        ceiling = announce(run, section, sampler)
+        train(run)
+        summary = summarise(run, section, sampler, held_out, ceiling) | {"compile": compiled}
+        return publish_model(run, summary)
+    finally:
+        dist.finish()
+
+
+# ---- from the section to parts ---------------------------------------------------------------------------------------
+
+
+def check(section: Pretrain, machine: Machine, folder: Path) -> None:
+    """Refuse in the first second what could only fail later. Raises ValueError, FileNotFoundError."""
+    Arch.load(section.arch, folder)
+    curve(section.curve, section.curve_options, folder)
+    check_optimizer(optimizer_settings(section), folder)
+    if machine.strategy == "fsdp" and section.precision == "fp16":
+        raise ValueError("machine.strategy fsdp does not go with pretrain.precision fp16; write bf16 or fp32")
+
+
+def row_lengths(section: Pretrain, shards: Path) -> list[int]:
+    """The row lengths in the order of the phases. Raises ValueError if the shards lack one."""
+    there = [int(length) for length in read_index(shards)["sets"]]
+    wanted = [phase.length for phase in section.phases]
+    first = [length for length in there if length not in wanted] or there[:1]
+    return [first[0], *wanted]
+
+
+def optimizer_settings(section: Pretrain) -> OptimizerSettings:
+    return OptimizerSettings(
+        name=section.optimizer,
+        learning_rate=section.learning_rate,
+        weight_decay=section.weight_decay,
+        betas=section.betas,
+        epsilon=section.epsilon,
+        muon_learning_rate=section.muon_learning_rate,
+        options=dict(section.optimizer_options),
+    )
+
+
+def make_recipe(section: Pretrain, folder: Path) -> Recipe:
+    shape = curve(section.curve, section.curve_options, folder)
+    power = 2.0 if section.curve == "exp" else 1.0  # 24hBERT's exponential schedule warms up quadratically
+    return Recipe(
+        budget=section.budget,
+        rate=lambda progress: rate(progress, section.warmup, shape, power),
+        seed=section.seed,
+        stop_at=section.stop_at,
+        clip_norm=section.clip_norm,
+        non_finite=section.non_finite,
+        validation=section.validation,
+        early_stop=section.early_stop,
+        checkpoints=section.checkpoints,
+    )
+
+
+def make_objective(section: Pretrain) -> MaskedLM | ReplacedTokens:
+    if section.objective == "rtd":
+        return ReplacedTokens(section.isolate_documents, section.replaced.weight)
+    return MaskedLM(section.isolate_documents)
+
+
+def make_model(section: Pretrain, folder: Path, longest: int, vocabulary: Vocabulary) -> nn.Module:
+    """The model to train, from `seed` or from the weights of `start`. Raises ValueError if they do not fit."""
+    from frugalbert.model.configuration import FrugalConfig
+    from frugalbert.model.modeling import FrugalForMaskedLM, FrugalForReplacedTokenDetection
+
+    torch.manual_seed(section.seed)
+    arch = Arch.load(section.arch, folder)
+    kind = FrugalForReplacedTokenDetection if section.objective == "rtd" else FrugalForMaskedLM
+    if section.start is None:
+        config = FrugalConfig.from_arch(arch, vocabulary.size, vocabulary.pad, section.dropout)
+        model: nn.Module = kind(config)
+    else:
+        model = start_from(section, folder, kind, vocabulary)
+        arch = model.config.to_arch()
+    if arch.max_length < longest:
+        raise ValueError(f"pretrain.arch knows {arch.max_length} positions; add max_length={longest} for these shards")
+    if section.objective != "rtd":
+        return model.train()
+    small = generator_arch(arch, section.replaced.generator_width)
+    generator = FrugalForMaskedLM(FrugalConfig.from_arch(small, vocabulary.size, vocabulary.pad, section.dropout))
+    return Electra(generator, model).train()
+
+
+def start_from(section: Pretrain, folder: Path, kind: type[Any], vocabulary: Vocabulary) -> nn.Module:
+    """The weights of `pretrain.start` (our own, stock BERT or ModernBERT) in a model of `kind`."""
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    from frugalbert.model.interop import from_stock
+
+    assert section.start is not None
+    place = str(folder / section.start) if (folder / section.start).exists() else section.start
+    config = AutoConfig.from_pretrained(place)
+    if config.vocab_size != vocabulary.size:
+        raise ValueError(
+            f"pretrain.start {section.start} has {config.vocab_size} tokens, the tokenizer {vocabulary.size}; "
+            "load the tokenizer of the same model (tokenizer.path)"
+        )
+    drop = {"hidden_dropout_prob": section.dropout, "attention_probs_dropout_prob": section.dropout}
+    if config.model_type == "frugalbert":
+        model = kind.from_pretrained(place, **drop)
+    else:
+        stock = from_stock(AutoModelForMaskedLM.from_pretrained(place))
+        model = kind.from_pretrained(None, config=stock.config, state_dict=stock.state_dict())
+    if "arch" in section.model_fields_set and model.config.to_arch() != Arch.load(section.arch, folder):
+        raise ValueError(
+            f"pretrain.start {section.start} is {model.config.to_arch()}, not {section.arch}; remove pretrain.arch"
+        )
+    return model
+
+
+def compile_blocks(model: nn.Module, section: Pretrain, machine: Machine, device: torch.device) -> bool:
+    """Compile the encoder's layers one by one (one compilation serves all of a shape). Whether it was done."""
+    wanted = machine.compile
+    if wanted == "auto":
+        short = section.budget.kind == "seconds" and section.budget.amount <= COMPILE_FROM_SECONDS
+        wanted = device.type == "cuda" and not short
+    if wanted:
+        for block in dist.blocks(model):
+            block.compile(dynamic=False)
+    return bool(wanted)
+
+
+def first_micro_batch(section: Pretrain, machine: Machine, device: torch.device, length: int) -> int:
+    """Sequences in memory at once: what the YAML says, else a number of tokens that suits the device."""
+    share = -(-section.batch_size // dist.world())
+    if machine.micro_batch != "auto":
+        return min(share, machine.micro_batch)
+    return min(share, max(1, (GPU_TOKENS if device.type == "cuda" else CPU_TOKENS) // length))
+
+
+# ---- what the loop calls ---------------------------------------------------------------------------------------------
+
+
+def product(model: nn.Module) -> Any:
+    """The Hugging Face model that is kept: ELECTRA's discriminator, otherwise the model itself."""
+    return model.discriminator if isinstance(model, Electra) else model
+
+
+def writer(model: Any, tokenizer: PreTrainedTokenizerFast) -> Callable[[Path, dict[str, Tensor]], None]:
+    """Writes weights as a Hugging Face directory with configuration, code and tokenizer."""
+
+    def write(path: Path, weights: dict[str, Tensor]) -> None:
+        model.save_pretrained(path, state_dict=weights)
+        tokenizer.save_pretrained(path)
+
+    return write
+
+
+def validator(run: Run, held_out: HeldOut) -> Callable[[Callable[[], None]], dict[str, float]]:
+    """Measures the objective's figures on the held-out rows."""
+
+    def score(batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        with torch.no_grad(), dist.autocast(run.device, run.precision):
+            return run.objective.score(run.parallel, batch)  # type: ignore[attr-defined]
+
+    def validate(pause: Callable[[], None]) -> dict[str, float]:
+        run.model.eval()
+        try:
+            return held_out.measure(score, max(1, run.state.micro_batch), pause)
+        finally:
+            run.model.train()
+
+    return validate
+
+
+def write_table(run: Run) -> None:
+    """parameters.txt: which parameter has which peak rate and weight decay."""
+    if dist.is_main():
+        write_atomic(run.out / "parameters.txt", parameter_table(run.optimizer))
+
+
+def publish_model(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+    """`model/` and summary.json; the headline figures."""
+    from frugalbert.run import write_json
+
+    weights = whole_weights(run.model)
+    if dist.is_main():
+        with publish(run.out / "model") as work:
+            own = {name.removeprefix(run.prefix): t for name, t in weights.items() if name.startswith(run.prefix)}
+            run.write_model(work, own)
+        write_json(run.out / "summary.json", summary)
+    headline = ("final_validation_loss", "unigram_nll", "bigram_nll", "tokens_per_second", "tokens", "steps", "device")
+    return {name: summary[name] for name in headline}

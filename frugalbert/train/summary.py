@@ -1,0 +1,192 @@
+"""What a pre-training was and cost: derived sizes before it, summary.json after it, and the hardware's own speed.
+
+Useful FLOPs per token are those of `model/cost.py`; the ceiling is the measured speed of the matrix products of one
+layer, forward and backward, in the run's precision, back to back: what a program without any overhead would reach.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from frugalbert import dist
+from frugalbert.config import Pretrain
+from frugalbert.data.masking import IGNORED, restore
+from frugalbert.data.ngram import baselines
+from frugalbert.model.arch import Arch
+from frugalbert.progress import duration, number
+from frugalbert.run import say
+from frugalbert.train.batches import HeldOut, Sampler, mask_rate
+from frugalbert.train.objectives import Electra
+from frugalbert.train.state import Run
+
+EXPECTED_SHARE = 0.4  # of the ceiling, for the estimate of steps before the first one
+
+
+def gemm_ceiling(arch: Arch, tokens: int, device: torch.device, precision: str, seconds: float = 0.3) -> float:
+    """FLOP/s of the products of the first layer on `tokens` tokens: the best of as many rounds as fit the seconds."""
+    layer = arch.layers[0]
+    inner = 3 if arch.family == "modern" else 2
+    shapes = [(layer.hidden, layer.qkv)] * 4 + [(layer.hidden, layer.ffn)] * inner
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    sets = []
+    for inputs, outputs in set(shapes):
+        sizes = ((tokens, inputs), (outputs, inputs), (tokens, outputs))
+        sets += [[torch.randn(size, device=device).to(dtype) for size in sizes]] * shapes.count((inputs, outputs))
+
+    def one_round() -> None:
+        for x, weight, gradient in sets:
+            torch.matmul(x, weight.T)
+            torch.matmul(gradient, weight)
+            torch.matmul(gradient.T, x)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    one_round()
+    best, end = math.inf, time.perf_counter() + seconds
+    while time.perf_counter() < end or best == math.inf:
+        started = time.perf_counter()
+        one_round()
+        best = min(best, time.perf_counter() - started)
+    return 6.0 * tokens * sum(inputs * outputs for inputs, outputs in shapes) / best
+
+
+def flops_per_token(run: Run, rate: float, length: int) -> float:
+    """Useful training FLOPs of one token; ELECTRA's generator and discriminator together."""
+    from frugalbert.model.cost import training_flops
+
+    if isinstance(run.model, Electra):
+        small, large = run.model.generator.config, run.model.discriminator.config
+        return training_flops(small.to_arch(), small.vocab_size, length, rate) + training_flops(
+            large.to_arch(), 1, length, 1.0
+        )
+    config = run.model.config
+    return training_flops(config.to_arch(), config.vocab_size, length, rate)
+
+
+def announce(run: Run, section: Pretrain, sampler: Sampler) -> float:
+    """Say what was derived; returns the measured ceiling of all ranks together in FLOP/s."""
+    model = run.model.discriminator if isinstance(run.model, Electra) else run.model
+    arch, length = model.config.to_arch(), sampler.first
+    parameters, embeddings, _ = _parameters(run)
+    with run.cost("setup"):
+        ceiling = dist.world() * gemm_ceiling(arch, run.micro_batch * length, run.device, run.precision)
+    size = sampler.batch_size(length)
+    say(f"pretrain: {arch.to_text()}, {number(parameters)} parameters, {number(embeddings)} of them in embeddings")
+    pieces = -(-size // (run.micro_batch * dist.world()))
+    say(
+        f"pretrain: {size} x {length} = {number(size * length)} tokens a step in {pieces} micro-batches on "
+        f"{dist.world()} {run.device.type}, {torch.get_num_threads()} threads, {run.precision} "
+        f"({number(ceiling)} FLOP/s at best); optimizer {section.optimizer}, curve {section.curve}"
+    )
+    speed = EXPECTED_SHARE * ceiling / flops_per_token(run, mask_rate(section.mask, 0.5), length)
+    steps, seconds = _expected(run, sampler, speed)
+    say(f"pretrain: budget {section.budget}: about {number(round(steps))} steps, {duration(seconds)}")
+    return ceiling
+
+
+def _expected(run: Run, sampler: Sampler, speed: float) -> tuple[float, float]:
+    """Steps and seconds to expect at `speed` tokens per second."""
+    budget, found = run.recipe.budget, sampler.sets[sampler.first]
+    tokens_per_step = sampler.batch_size(sampler.first) * sampler.first * found.fill
+    steps = {
+        "steps": budget.amount,
+        "tokens": budget.amount / tokens_per_step,
+        "epochs": budget.amount * found.rows / sampler.batch_size(sampler.first),
+        "seconds": budget.amount * speed / tokens_per_step,
+    }[budget.kind] * run.recipe.stop_at
+    return steps, steps * tokens_per_step / speed
+
+
+def _parameters(run: Run) -> tuple[int, int, int]:
+    """(all, embeddings, encoder without embeddings) of the model that is kept."""
+    model = run.model.discriminator if isinstance(run.model, Electra) else run.model
+    base = model.base_model
+    embeddings = sum(parameter.numel() for parameter in base.embeddings.parameters())
+    encoder = sum(parameter.numel() for parameter in base.parameters()) - embeddings
+    return sum(parameter.numel() for parameter in model.parameters()), embeddings, encoder
+
+
+def summarise(run: Run, section: Pretrain, sampler: Sampler, held_out: HeldOut, ceiling: float) -> dict[str, Any]:
+    """The contents of summary.json; says what the run cost and what it reached."""
+    state = run.state
+    model = run.model.discriminator if isinstance(run.model, Electra) else run.model
+    arch = model.config.to_arch()
+    parameters, embeddings, encoder = _parameters(run)
+    busy = state.costs.get("train", 0.0) + state.costs.get("wait", 0.0)
+    speed = state.tokens / max(busy, 1e-9)
+    flops = flops_per_token(run, mask_rate(section.mask, 0.5), sampler.first)
+    costs = {name: round(state.costs.get(name, 0.0), 3) for name in COSTS}
+    ngrams = _baselines(sampler, held_out)
+    loss, accuracy = (state.validation.get(f"validation_{name}") for name in ("loss", "accuracy"))
+    _say_cost(run, costs, speed * flops / ceiling)
+    if loss is not None:
+        nlls = ", ".join(f"{name.split('_')[0]} {value:.3f}" for name, value in ngrams.items())
+        say(f"pretrain: held-out masked-LM loss {loss:.3f}, accuracy {accuracy:.1%} ({nlls})")
+    return {
+        "arch": arch.to_text(),
+        "arch_json": arch.to_json(),
+        "parameters": parameters,
+        "embedding_parameters": embeddings,
+        "encoder_parameters": encoder,
+        "flops_per_token": flops,
+        "tokens": state.tokens,
+        "steps": state.step,
+        "epochs": state.epochs,
+        "seconds": round(state.seconds, 3),
+        "cost_seconds": costs,
+        "tokens_per_second": round(speed, 1),
+        "flop_utilisation_of_measured_ceiling": round(speed * flops / ceiling, 4),
+        "ceiling_flops": ceiling,
+        "device": _device_name(run.device),
+        "ranks": dist.world(),
+        "precision": run.precision,
+        "micro_batch": state.micro_batch,
+        "ended": state.ended,
+        "restores": state.restores,
+        "final_validation": state.validation,
+        "final_validation_loss": loss,
+        "final_validation_accuracy": accuracy,
+        "masked_accuracy": accuracy,
+        **ngrams,
+    }
+
+
+COSTS = ("train", "wait", "validation", "checkpoint", "compile", "setup")
+
+
+def _say_cost(run: Run, costs: dict[str, float], utilisation: float) -> None:
+    state = run.state
+    total = max(1e-9, sum(costs.values()))
+    spent = ", ".join(f"{name} {seconds / total:.1%}" for name, seconds in costs.items() if seconds / total >= 0.001)
+    say(
+        f"pretrain: {number(state.step)} steps, {number(state.tokens)} tokens in {duration(state.seconds)} ({spent}); "
+        f"{utilisation:.0%} of the matrix products' speed"
+    )
+    if costs["validation"] > 0.15 * total:
+        say("pretrain: validation took much of the budget; lower pretrain.validation.rows or raise its every")
+    if state.ended.startswith("early"):
+        say(f"pretrain: {state.ended}")
+
+
+def _baselines(sampler: Sampler, held_out: HeldOut) -> dict[str, float]:
+    """Unigram and bigram cross-entropy at the positions that validation masks."""
+    length = held_out.set.length
+    ids, positions, labels, rows = [], [], [], 0
+    for batch in held_out.batches(256, whole=True):
+        ids.append(restore(batch).cpu().numpy())
+        positions.append(batch.masked_positions.cpu().numpy() + rows * length)
+        labels.append(batch.labels.cpu().numpy())
+        rows += len(ids[-1])
+    used = np.concatenate(labels) != IGNORED
+    return baselines(
+        sampler.sets[length], np.concatenate(ids), np.concatenate(positions)[used], np.concatenate(labels)[used]
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
