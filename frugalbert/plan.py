@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from frugalbert.budget import Budget
 from frugalbert.config import Config
 from frugalbert.progress import duration, number
 from frugalbert.stages import Status, examine
@@ -38,7 +39,7 @@ def _describe(status: Status, config: Config, folder: Path, known: dict[str, dic
         figures = ", ".join(f"{key.replace('_', ' ')} {number(item)}" for key, item in list(metrics.items())[:4])
         return f"took {duration(seconds)}; {figures}" if figures else f"took {duration(seconds)}"
     describe = {"corpus": _corpus, "tokenizer": _tokenizer, "shards": _shards, "pretrain": _pretrain}
-    describe |= {"finetune": _finetune}
+    describe |= {"finetune": _finetune, "export": _export, "bench": _bench, "report": _report}
     function = describe.get(status.stage.name)
     return function(config, folder, known) if function else ""
 
@@ -58,7 +59,21 @@ def _corpus(config: Config, folder: Path, known: dict[str, Any]) -> str:
     assert config.corpus is not None
     size = _source_bytes(config, folder)
     sources = [source if isinstance(source, str) else source.path for source in config.corpus.sources]
-    return f"{', '.join(sources)} ({number(size) + 'B' if size else 'size not known beforehand'})"
+    absent = [
+        name for name in sources if _is_local(name) and not (folder / name).exists() and not _matches(folder, name)
+    ]
+    what = (
+        f"not there yet: {', '.join(absent)}" if absent else f"{number(size)}B" if size else "size not known beforehand"
+    )
+    return f"{', '.join(sources)} ({what})"
+
+
+def _is_local(source: str) -> bool:
+    return source != "python-docs" and not source.startswith("hub:")
+
+
+def _matches(folder: Path, pattern: str) -> bool:
+    return not Path(pattern).is_absolute() and any(folder.glob(pattern))
 
 
 def _tokenizer(config: Config, folder: Path, known: dict[str, Any]) -> str:
@@ -104,33 +119,56 @@ def _pretrain(config: Config, folder: Path, known: dict[str, Any]) -> str:
     tokens = {"tokens": amount, "steps": amount * per_step}.get(kind)
     if kind == "epochs" and corpus_tokens:
         tokens = amount * corpus_tokens
-    parts = [
-        arch.to_text(),
-        f"{number(parameters)} parameters",
-        f"{number(flops)}FLOP/token",
-        f"budget {section.budget}",
-    ]
-    on_gpu = config.machine.device == "cuda"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    speed = (GPU_FLOPS if on_gpu else cores * CPU_FLOPS_PER_CORE) / flops
-    where = "a GPU" if on_gpu else f"{cores} CPU cores"
-    if kind == "seconds":
-        parts.append(f"roughly {number(amount * speed)} tokens, {number(amount * speed / per_step)} steps on {where}")
-    elif tokens:
-        parts.append(
-            f"{number(tokens)} tokens, {number(tokens / per_step)} steps, roughly {duration(tokens / speed)} on {where}"
-        )
-    checkpoints = parameters * 12 * (section.checkpoints.keep + 1) + parameters * 4 * (
-        len(section.checkpoints.markers) + 1
+    kept = section.checkpoints
+    disk = parameters * (12 * (kept.keep + 1) + 4 * (len(kept.markers) + 1))
+    return "; ".join(
+        [
+            f"{arch.to_text()}, {number(parameters)} parameters, {number(flops)}FLOP/token, budget {section.budget}",
+            *(_pace(speed / flops, where, section.budget, tokens, per_step) for where, speed in _speeds(config)),
+            f"up to {number(disk)}B of checkpoints",
+        ]
     )
-    parts.append(f"up to {number(checkpoints)}B of checkpoints")
-    return ", ".join(parts)
+
+
+def _speeds(config: Config) -> list[tuple[str, float]]:
+    """Where this may run, with the FLOP/s assumed there: a GPU if there is one, else the CPU and, to compare, a GPU."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpu, cpu = ("a GPU", GPU_FLOPS), (f"{cores} CPU cores", cores * CPU_FLOPS_PER_CORE)
+    if config.machine.device == "cpu":
+        return [cpu]
+    return [gpu] if config.machine.device == "cuda" or Path("/dev/nvidia0").exists() else [cpu, gpu]
+
+
+def _pace(tokens_per_second: float, where: str, budget: Budget, tokens: float | None, per_step: int) -> str:
+    if budget.kind == "seconds":
+        tokens = budget.amount * tokens_per_second
+        return f"on {where} roughly {number(tokens)} tokens, {number(round(tokens / per_step))} steps"
+    if tokens is None:
+        return f"on {where} roughly {number(tokens_per_second)} tokens/s"
+    return f"on {where} roughly {duration(tokens / tokens_per_second)} for {number(tokens)} tokens"
 
 
 def _finetune(config: Config, folder: Path, known: dict[str, Any]) -> str:
     section = config.finetune
     assert section is not None
     tasks = [task if isinstance(task, str) else task.name for task in section.tasks]
+    seeds = f"{len(section.seeds)} seed{'s' if len(section.seeds) > 1 else ''}"
     runs = len(section.seeds) * (2 if section.random_baseline else 1)
     baseline = ", also from random weights" if section.random_baseline else ""
-    return f"{', '.join(tasks)}: {runs} runs each ({len(section.seeds)} seeds{baseline})"
+    return f"{', '.join(tasks)}: {runs} runs each ({seeds}{baseline})"
+
+
+def _export(config: Config, folder: Path, known: dict[str, Any]) -> str:
+    assert config.export is not None
+    return ", ".join(config.export.formats)
+
+
+def _bench(config: Config, folder: Path, known: dict[str, Any]) -> str:
+    section = config.bench
+    assert section is not None
+    cells = len(section.lengths) * len(section.batch_sizes) * len(section.threads)
+    return f"{cells} settings of length, batch and threads for every exported form, beside {section.baseline}"
+
+
+def _report(config: Config, folder: Path, known: dict[str, Any]) -> str:
+    return "one HTML page"

@@ -18,14 +18,16 @@ def on_terminal() -> bool:
 
 
 def duration(seconds: float) -> str:
-    """`4 s`, `3 min 20 s`, `2 h 05 min`."""
+    """`4 s`, `3 min 20 s`, `2 h 05 min`, `9.0 days`."""
     seconds = max(0.0, seconds)
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes / 1440:,.1f} days"
 
 
 def number(value: Any) -> str:
