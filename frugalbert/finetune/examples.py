@@ -7,7 +7,6 @@ and subsets are drawn by a hash of the text: the same for every seed, and stable
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,23 +15,9 @@ from typing import Any
 
 from frugalbert import config
 from frugalbert.finetune.tables import Row, class_name, class_names, did_you_mean, read_custom, read_glue, target
-from frugalbert.finetune.tasks import Layout, Task, normal
+from frugalbert.finetune.tasks import Example, Label, Layout, Task, digest, normal
 
 HUB = "nyu-mll/glue"
-Label = int | float | tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Example:
-    """`label` is a class number, a number to predict, or the numbers of the labels that apply."""
-
-    text: str
-    text_b: str | None
-    label: Label
-
-    @property
-    def digest(self) -> str:
-        return digest(self.text, self.text_b)
 
 
 @dataclass(frozen=True)
@@ -211,12 +196,6 @@ def _examples(rows: list[Row], labels: list[Any]) -> list[Example]:
 
 
 # ---- common ---------------------------------------------------------------------------------------------------------
-
-
-def digest(text: str, text_b: str | None = None) -> str:
-    """64-bit hash of an example's texts, in hex: its identity in predictions, and what splits are drawn by."""
-    joined = text if text_b is None else f"{text}\x1f{text_b}"
-    return hashlib.blake2b(joined.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def limit(examples: list[Example], most: int | None) -> list[Example]:

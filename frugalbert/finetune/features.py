@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from frugalbert.finetune.examples import Example
+from frugalbert.finetune.tasks import Example
 from frugalbert.run import check_stop
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from frugalbert.finetune.examples import Example, digest
+from frugalbert.finetune.tasks import Example, digest
 
 SOURCE = "python-docs/"
 NUM_CLASSES = 8

@@ -1,17 +1,21 @@
 """Tasks as rows of one table: names from the YAML in, rows out.
 
 A `Task` says what is predicted, how it is measured and where its examples stand: the official GLUE layout
-(arXiv 1804.07461), the hub's copy of it, files of the user's, or the documents of the run's corpus (`python-docs`).
+(arXiv 1804.07461), the hub's copy of it, files of the user's, or the documents of the run's corpus (`python-docs`). An
+`Example` is one row of its data.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from frugalbert import config
 from frugalbert.finetune import metrics
 from frugalbert.finetune.tables import did_you_mean
+
+Label = int | float | tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,25 @@ class Task:
     def metric(self) -> str:
         """What the headline figure is: one metric, or the mean of the leaderboard's."""
         return self.headline[0] if len(self.headline) == 1 else f"({' + '.join(self.headline)}) / {len(self.headline)}"
+
+
+@dataclass(frozen=True)
+class Example:
+    """`label` is a class number, a number to predict, or the numbers of the labels that apply."""
+
+    text: str
+    text_b: str | None
+    label: Label
+
+    @property
+    def digest(self) -> str:
+        return digest(self.text, self.text_b)
+
+
+def digest(text: str, text_b: str | None = None) -> str:
+    """64-bit hash of an example's texts, in hex: its identity in predictions, and what splits are drawn by."""
+    joined = text if text_b is None else f"{text}\x1f{text_b}"
+    return hashlib.blake2b(joined.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def _glue(title: str, scores: str, classes: str, layout: Layout, aliases: tuple[str, ...] = ()) -> Task:

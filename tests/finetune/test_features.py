@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frugalbert.finetune.examples import Example
 from frugalbert.finetune.features import MULTIPLE, batches, collate, encode, label_array
 from frugalbert.finetune.models import open_source
+from frugalbert.finetune.tasks import Example
 
 CPU = torch.device("cpu")
 

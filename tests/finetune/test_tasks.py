@@ -10,8 +10,8 @@ import pytest
 
 from frugalbert import config
 from frugalbert.finetune import examples
-from frugalbert.finetune.examples import Example, limit, load
-from frugalbert.finetune.tasks import TABLE, resolve
+from frugalbert.finetune.examples import limit, load
+from frugalbert.finetune.tasks import TABLE, Example, resolve
 
 COUNTS = {
     "cola": (8551, 1043),
