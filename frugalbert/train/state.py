@@ -147,14 +147,14 @@ def write_line(run: Run, values: dict[str, Any]) -> None:
     values = {"step": state.step, "progress": state.progress, "seconds": seconds, "tokens": state.tokens, **values}
     if dist.is_main():
         with open(run.out / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({key: _finite(value) for key, value in values.items()}) + "\n")
+            file.write(json.dumps(as_json(values)) + "\n")
         if run.trackers is not None:
             run.trackers.log(values, state.step)
 
 
-def _finite(value: Any) -> Any:
-    """NaN and infinity are no JSON: they become texts."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+def as_json(values: dict[str, Any]) -> dict[str, Any]:
+    """NaN and infinity are no JSON: they become texts, which `float` reads."""
+    return {name: str(v) if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
 
 
 def _cut_metrics(run: Run) -> None:
@@ -221,7 +221,8 @@ def save(run: Run) -> None:
             state.metrics_bytes = metrics.stat().st_size if metrics.exists() else 0
             run.folder.mkdir(exist_ok=True)
             checkpoint.check_disk(run.folder, estimate(run))
-            checkpoint.save(run.folder, state.step, lambda path: _write(run, path, weights), tensors, asdict(state))
+            numbers = asdict(state) | {"validation": as_json(state.validation)}
+            checkpoint.save(run.folder, state.step, lambda path: _write(run, path, weights), tensors, numbers)
             checkpoint.prune(run.folder, run.recipe.checkpoints.keep)
     keep_time(run, "checkpoint", run.clock.seconds() - started)
 
@@ -269,7 +270,7 @@ def load(run: Run, step: int) -> None:
         parts[kind][rest] = tensor
     own = load_file(checkpoint.path_of(run.folder, step) / "model.safetensors")
     set_weights(run.model, {**{run.prefix + name: tensor for name, tensor in own.items()}, **parts["model"]})
-    run.state = State(**state)
+    run.state = State(**state | {"validation": {name: float(value) for name, value in state["validation"].items()}})
     load_optimizer_state(run.optimizer, parts["optimizer"], run.state.optimizer)
     own_weights = named_weights(run.model)
     run.average = {

@@ -22,7 +22,7 @@ from frugalbert.progress import duration, number
 from frugalbert.run import say
 from frugalbert.train.batches import HeldOut, Sampler, mask_rate
 from frugalbert.train.objectives import Electra
-from frugalbert.train.state import Run
+from frugalbert.train.state import Run, as_json
 
 EXPECTED_SHARE = 0.4  # of the ceiling, for the estimate of steps before the first one
 
@@ -127,6 +127,7 @@ def summarise(run: Run, section: Pretrain, sampler: Sampler, held_out: HeldOut, 
     if loss is not None:
         nlls = ", ".join(f"{name.split('_')[0]} {value:.3f}" for name, value in ngrams.items())
         say(f"pretrain: held-out masked-LM loss {loss:.3f}, accuracy {accuracy:.1%} ({nlls})")
+    final = {"final_validation_loss": loss, "final_validation_accuracy": accuracy, "masked_accuracy": accuracy}
     return {
         "arch": arch.to_text(),
         "arch_json": arch.to_json(),
@@ -148,10 +149,8 @@ def summarise(run: Run, section: Pretrain, sampler: Sampler, held_out: HeldOut, 
         "micro_batch": state.micro_batch,
         "ended": state.ended,
         "restores": state.restores,
-        "final_validation": state.validation,
-        "final_validation_loss": loss,
-        "final_validation_accuracy": accuracy,
-        "masked_accuracy": accuracy,
+        "final_validation": as_json(state.validation),
+        **as_json(final),
         **ngrams,
     }
 

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,6 @@ import pytest
 from frugalbert.run import Stopped
 from frugalbert.train import checkpoint, loop
 from tests.train import toy
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _no_waiting_for_the_disk() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +141,9 @@ def test_any_damage_is_found(half: Path, file: str, tmp_path: Path):
         assert file in (checkpoint.fault(folder) or "")
 
 
-@pytest.mark.parametrize("how, file", [("flip", "model.safetensors"), ("delete", "manifest.json"), ("empty", "state.json")])
+@pytest.mark.parametrize(
+    "how, file", [("flip", "model.safetensors"), ("delete", "manifest.json"), ("empty", "state.json")]
+)
 def test_a_damaged_checkpoint_falls_back(
     whole: str, half: Path, how: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -161,5 +161,6 @@ def result(run: Run) -> str:
     for line in lines(run.out):
         digest.update(json.dumps({key: line[key] for key in sorted(line) if key not in WALL_CLOCK}).encode())
     state = run.state
-    digest.update(repr((state.step, state.attempt, state.samples, state.tokens, state.markers, state.averaged)).encode())
+    counts = (state.step, state.attempt, state.samples, state.tokens, state.markers, state.averaged)
+    digest.update(repr(counts).encode())
     return digest.hexdigest()
