@@ -34,7 +34,8 @@ TINY = {
 
 
 def blocks(language: str, page: str = README) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page, flags=re.S | re.M)
+    found = re.findall(r"^```(.*?)\n(.*?)^```$", page, flags=re.S | re.M)
+    return [text for name, text in found if name == language]
 
 
 def lines(page: str = README) -> list[list[str]]:
