@@ -180,7 +180,7 @@ def explain(
 @app.command()
 @_guarded
 def bench(
-    file: Annotated[Path, typer.Argument(metavar="MODEL_OR_RUN", help="A model directory, an ONNX file, or a run.")],
+    file: Annotated[Path, typer.Argument(metavar="MODEL_OR_RUN", help="Model directory, ONNX file, export or run.")],
     settings: Settings = None,
 ) -> None:
     """Time any model directory or ONNX file by batch and length, beside stock BERT-base (`lengths=[32,128]` …)."""
@@ -189,8 +189,6 @@ def bench(
     from frugalbert.yamlfile import section_from
 
     files.catch_signals()
-    if (file / "export").is_dir():
-        file = file / "export" / "hf"
     bench_model(file, section_from(Bench, settings or ()))
 
 

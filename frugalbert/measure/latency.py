@@ -70,10 +70,9 @@ def find_models(path: Path) -> list[Model]:
     from frugalbert.measure.models import max_length, read_model_config
 
     config = read_model_config(path)
-    weights = next(path / name for name in ("model.safetensors", "model.safetensors.index.json")
-                   if (path / name).is_file())  # fmt: skip
+    weights = [run.sha256(file) for file in sorted(path.glob("model*.safetensors"))]
     name = path.resolve().name
-    model = Model(name, "torch", path, config.get("vocab_size"), max_length(config), run.sha256(weights)[:16])
+    model = Model(name, "torch", path, config.get("vocab_size"), max_length(config), run.fingerprint(weights))
     return [model, *beside]
 
 

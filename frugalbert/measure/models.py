@@ -71,11 +71,27 @@ def read_model_config(path: Path) -> dict[str, Any]:
         config = None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ValueError(f"{path / 'config.json'} does not describe a model: it is no JSON mapping with a model_type")
-    if not any((path / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+    _check_weights(path)
+    return config
+
+
+def _check_weights(path: Path) -> None:
+    """The cheap part of reading weights: are they there, and do header and length of each file fit together?"""
+    from safetensors import SafetensorError, safe_open
+
+    weights = sorted(path.glob("model*.safetensors"))
+    if not weights:
         raise ValueError(
             f"{path} has no model.safetensors (pickled weights are not read); save the model again with it"
         )
-    return config
+    for file in weights:
+        try:
+            with safe_open(file, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"{file} is damaged ({_first_line(error)}); copy it again from where it was saved"
+            ) from None
 
 
 def head_of(config: dict[str, Any]) -> str:

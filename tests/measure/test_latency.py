@@ -120,7 +120,7 @@ def test_what_cannot(tmp_path: Path, broken_model: Path, stock_export: Path):
         (tmp_path / "absent.onnx", None, "absent.onnx does not exist"),
         (tmp_path / "absent", None, "absent does not exist; name a model directory"),
         (tmp_path / "empty", None, "empty is not a model: it has no config.json"),
-        (broken_model, None, "model is damaged"),
+        (broken_model, None, "model.safetensors is damaged"),
         (stock_export, too_long, "bench.lengths has 65, but hf reads at most 64 tokens; remove it"),
     ):
         with pytest.raises(ValueError, match=re.escape(words)) as caught:
