@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -226,6 +227,7 @@ def report(file: File, settings: Settings = None, directory: Directory = None) -
 
 def main() -> None:
     """Entry point of the console script."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own progress lines take their place
     app()
 
 

@@ -1,0 +1,151 @@
+"""The whole pipeline through the command line at toy size: from text to report, and through kill -9 in every stage."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+STAGES = ("corpus", "tokenizer", "shards", "pretrain", "finetune", "export", "bench", "report")
+YAML = """
+name: tiny
+machine: {device: cpu, threads: 1, workers: 2, compile: false, micro_batch: 8}
+corpus: {sources: [texts], held_out: 0.05, min_characters: 20}
+tokenizer: {vocab_size: 128}
+shards: {length: 64}
+pretrain:
+  arch: modern 2x32 heads=2 ffn=64
+  budget: 40steps
+  batch_size: 8
+  optimizer: muon
+  dropout: 0.1
+  mask: {rate: [0.3, 0.15]}
+  checkpoints: {every: 5steps, markers: [0.5]}
+  validation: {rows: 16}
+finetune:
+  tasks: [{name: topic, train: topic.csv, columns: {text: text, label: label}}]
+  seeds: [0, 1]
+  epochs: 1.0
+  max_length: 32
+export: {formats: [hf, onnx, onnx-int8]}
+bench: {lengths: [16], batch_sizes: [1], repeats: 2, baseline: none}
+report: {}
+"""
+SUBJECTS = {
+    "river": "water bank stream fish boat bridge flood delta mouth source",
+    "music": "note song chord drum voice opera string tune rhythm concert",
+    "metal": "iron steel copper forge alloy rust smelt bronze nail anvil",
+}
+
+
+def _write_project(folder: Path) -> None:
+    """A small synthetic corpus with real structure (topics) and a task on it; any seeded generator would do."""
+    generator = random.Random(0)
+    common = "the of a in is was and to with from by old new long great small seen near under about".split()
+
+    def sentence(subject: str) -> str:
+        words = [generator.choice(SUBJECTS[subject].split() if generator.random() < 0.4 else common) for _ in range(12)]
+        return " ".join(words).capitalize() + "."
+
+    (folder / "texts").mkdir()
+    for index in range(3):
+        documents = [" ".join(sentence(generator.choice(list(SUBJECTS))) for _ in range(6)) for _ in range(120)]
+        (folder / "texts" / f"part{index}.txt").write_text("\n\n".join(documents))
+    rows = [(subject, sentence(subject)) for _ in range(60) for subject in SUBJECTS]
+    (folder / "topic.csv").write_text("text,label\n" + "".join(f'"{text}",{subject}\n' for subject, text in rows))
+    (folder / "tiny.yaml").write_text(YAML)
+
+
+def _start(folder: Path, *arguments: str) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "frugalbert.cli", "run", "tiny.yaml", *arguments]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def _finish(process: subprocess.Popen) -> str:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out + err
+
+
+def _results(run: Path) -> dict[str, str]:
+    """What must not depend on how often the run was killed: every file of substance, by hash."""
+    patterns = ("corpus/documents-*", "tokenizer/tokenizer.json", "shards/**/*.bin", "pretrain/model/model.safetensors",
+                "pretrain/markers/*/model.safetensors", "finetune/**/predictions.jsonl", "export/hf/model.safetensors")  # fmt: skip
+    found = {
+        str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for pattern in patterns
+        for path in sorted(run.glob(pattern))
+    }
+    losses = [json.loads(line) for line in (run / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+    found["losses"] = str([(line["step"], line.get("loss"), line.get("validation_loss")) for line in losses])
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pipeline")
+    _write_project(folder)
+    _finish(_start(folder))
+    return folder
+
+
+def test_every_stage_leaves_what_the_next_and_the_user_need(finished):
+    run = finished / "runs" / "tiny"
+    for stage in STAGES:
+        record = json.loads((run / stage / "stage.json").read_text())
+        assert record["seconds"] > 0
+        assert not (run / stage / "stage.part.json").exists()
+    assert (run / "export" / "hf" / "README.md").exists()
+    assert (run / "export" / "onnx" / "model.onnx").exists()
+    assert "<html" in (run / "report" / "report.html").read_text()[:200]
+    assert not (run / "lock").exists()
+
+
+def test_a_second_run_does_nothing_and_says_so(finished):
+    run = finished / "runs" / "tiny"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != "run.yaml"}
+    said = _finish(_start(finished))
+    assert said.count("done before") == len(STAGES)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_sigterm_in_training_is_143_and_continues_to_the_same_weights(finished, tmp_path):
+    _write_project(tmp_path)
+    run = tmp_path / "runs" / "tiny"
+    process = _start(tmp_path)
+    while not (run / "pretrain" / "checkpoints").is_dir() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err
+    assert "Continue with: frugalbert run tiny.yaml" in err
+    _finish(_start(tmp_path))
+    assert _results(run) == _results(finished / "runs" / "tiny")
+
+
+def test_killed_three_times_in_every_stage_it_ends_the_same(finished, tmp_path):
+    """24 kill points: each stage is killed three times at a random moment after it began, then goes on."""
+    _write_project(tmp_path)
+    run, generator, killed = tmp_path / "runs" / "tiny", random.Random(1), 0
+    for stage in STAGES:
+        for _ in range(3):
+            process = _start(tmp_path)
+            while not (run / stage / "stage.part.json").exists() and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(generator.uniform(0.0, 2.5 if stage in ("pretrain", "finetune", "export") else 1.0))
+            killed += process.poll() is None
+            process.kill()
+            process.communicate()
+            if (run / stage / "stage.json").exists():
+                break
+    assert killed >= 12  # a stage that finished before its kill does not count
+    _finish(_start(tmp_path))
+    assert _results(run) == _results(finished / "runs" / "tiny")
+    assert not list(run.rglob(".tmp-*")), "a killed writer's leftovers are swept up"
