@@ -96,6 +96,15 @@ def attend(query_BHTK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, mask: Tenso
     return torch.matmul(weights_BHTT, value_BHTK)
 
 
+class Output(nn.Linear):
+    """The last matrix of a sublayer, which writes to the residual stream and may start at zero."""
+
+
+def _normalise(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    """The norm in the dtype of x; its fused form needs all of one kind."""
+    return functional.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention of one layer; the heads together may be wider or narrower than the layer."""
 
@@ -105,7 +114,7 @@ class Attention(nn.Module):
         self.query = nn.Linear(layer.hidden, layer.qkv, bias=bias)
         self.key = nn.Linear(layer.hidden, layer.qkv, bias=bias)
         self.value = nn.Linear(layer.hidden, layer.qkv, bias=bias)
-        self.output = nn.Linear(layer.qkv, layer.hidden, bias=bias)
+        self.output = Output(layer.qkv, layer.hidden, bias=bias)
         self.query_norm = nn.RMSNorm(layer.head_dim, eps=epsilon) if qk_norm else None
         self.key_norm = nn.RMSNorm(layer.head_dim, eps=epsilon) if qk_norm else None
         self.dropout = dropout
@@ -116,7 +125,7 @@ class Attention(nn.Module):
         key_BHTK = self.key(x_BTD).view(heads_BTHK).transpose(1, 2)
         value_BHTK = self.value(x_BTD).view(heads_BTHK).transpose(1, 2)
         if self.query_norm is not None and self.key_norm is not None:
-            query_BHTK, key_BHTK = self.query_norm(query_BHTK), self.key_norm(key_BHTK)
+            query_BHTK, key_BHTK = _normalise(self.query_norm, query_BHTK), _normalise(self.key_norm, key_BHTK)
         if rotary is not None:
             query_BHTK, key_BHTK = rotate(query_BHTK, *rotary), rotate(key_BHTK, *rotary)
         mixed_BHTK = attend(query_BHTK, key_BHTK, value_BHTK, mask, self.dropout if self.training else 0.0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .arch import Arch, LayerArch
-from .attention import Attention
+from .attention import Attention, Output
 from .configuration import FrugalConfig
 
 ACTIVATIONS = {
@@ -72,7 +72,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.input = linear_of(arch, layer.hidden, layer.ffn)
         self.gate = linear_of(arch, layer.hidden, layer.ffn) if arch.family == "modern" else None
-        self.output = linear_of(arch, layer.ffn, layer.hidden)
+        self.output = Output(layer.ffn, layer.hidden, bias=arch.family != "modern")
         self.activation = ACTIVATIONS[arch.activation]
 
     def forward(self, x_BTD: Tensor) -> Tensor:

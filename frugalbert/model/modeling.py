@@ -24,7 +24,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import can_return_tuple
 
-from .attention import additive_mask, rotary_tables
+from .attention import Output, additive_mask, rotary_tables
 from .configuration import FrugalConfig
 from .layers import ACTIVATIONS, Embeddings, FrugalLayer, PredictionHead, linear_of, norm_of
 from .losses import binary_loss, label_loss, masked_loss, sequence_loss, span_loss
@@ -38,11 +38,10 @@ class FrugalPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal with `initializer_range`, biases 0, norms 1; outputs of a layer 0 if `zero_init_outputs`."""
+        """Normal with `initializer_range`, biases 0, norms 1; the outputs of sublayers 0 if `zero_init_outputs`."""
         super()._init_weights(module)
-        if isinstance(module, FrugalLayer) and self.config.zero_init_outputs:
-            init.zeros_(module.attention.output.weight)
-            init.zeros_(module.ffn.output.weight)
+        if isinstance(module, Output) and self.config.zero_init_outputs:
+            init.zeros_(module.weight)
 
 
 class FrugalModel(FrugalPreTrainedModel):
@@ -79,9 +78,10 @@ class FrugalModel(FrugalPreTrainedModel):
         pooler_output (B, D) in BERT families, and with `output_hidden_states` the stream before each layer and after
         the last. Raises ValueError for more tokens than learned positions."""
         x_BTD = self.embeddings(input_ids, token_type_ids, position_ids)
-        if torch.is_autocast_enabled(x_BTD.device.type):
+        device = x_BTD.device.type
+        if device != "meta" and torch.is_autocast_enabled(device):
             # One dtype along the whole stream: mixed additions cost more than the matrix products of a small layer.
-            x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
+            x_BTD = x_BTD.to(torch.get_autocast_dtype(device))
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         masks: dict[int | None, Tensor | None] = {}
