@@ -126,7 +126,7 @@ def _remove_others(out: Path, sets: dict[str, Any]) -> None:
         for split in SPLITS
         for item in entry[split]["files"]
     }
-    for path in set(out.glob("length-*/*")) - wanted:
+    for path in {*out.glob("length-*/*"), *out.glob(f".tmp-{INDEX}-*")} - wanted:
         path.unlink()
 
 
@@ -221,19 +221,19 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.n
     short = [position for position, text in enumerate(texts) if len(text) <= PIECE_CHARACTERS]
     found = dict(zip(short, ids_of([texts[position] for position in short]), strict=True))
     for position, text in enumerate(texts):
-        # one part at a time: a document of 50 MB costs no more memory than any other
-        pieces = [found[position]] if position in found else [ids_of([p])[0] for p in split_text(text, ids_of)]
+        if position in found:
+            pieces = [found[position]]
+        else:  # one part at a time: a document of 50 MB costs no more memory than any other
+            pieces = [ids_of([part])[0] for part in split_text(text, ids_of, PIECE_CHARACTERS)]
         counts[position] = sum(map(len, pieces))
         parts += pieces
     return np.concatenate(parts) if parts else np.empty(0, np.uint32), counts
 
 
-def split_text(
-    text: str, ids_of: Callable[[Sequence[str]], list[np.ndarray]], limit: int = PIECE_CHARACTERS
-) -> Iterator[str]:
+def split_text(text: str, ids_of: Callable[[Sequence[str]], list[np.ndarray]], limit: int) -> Iterator[str]:
     """A long text in parts of at most `limit` characters whose ids, joined, are those of the whole.
 
-    Cuts beside a space between two words, where the tokenizer itself shows on the surrounding characters that the cut
+    Cuts beside a space, where the tokenizer itself shows on the surrounding characters that the cut
     changes nothing; text without such a place is cut anyway.
     """
     start = 0
@@ -249,16 +249,13 @@ def split_text(
 
 
 def _spaces(text: str, low: int, high: int, attempts: int = 20) -> Iterator[int]:
-    """Up to 20 positions of single spaces between letters or digits, from the end of text[low:high] backwards."""
-    for _ in range(attempts * 10):
+    """Positions of the last 20 spaces in text[low : high - 1], from its end backwards."""
+    high -= 1  # also the cut behind a space stays within the limit
+    for _ in range(attempts):
         high = text.rfind(" ", low, high)
-        if high <= low:
+        if high < 0:
             return
-        if text[high - 1].isalnum() and text[high + 1 : high + 2].isalnum():
-            yield high
-            attempts -= 1
-            if not attempts:
-                return
+        yield high
 
 
 def _harmless(text: str, cut: int, ids_of: Callable[[Sequence[str]], list[np.ndarray]], around: int = 200) -> bool:

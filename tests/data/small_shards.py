@@ -68,7 +68,7 @@ def small_tokenizer(kind: str, texts: list[str], vocab_size: int = 384) -> Any:
         trainer = trainers.WordPieceTrainer(**common)
     elif kind == "bpe":
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(**common, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     else:

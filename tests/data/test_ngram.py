@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_shards import ORDINARY, SPECIAL, random_documents, write_shards
 
 from frugalbert.data import ngram
 from frugalbert.data.rows import ShardSet
+from tests.data.small_shards import ORDINARY, SPECIAL, random_documents, write_shards
 
 VOCAB = 40
 

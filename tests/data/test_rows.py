@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_shards import random_documents, write_shards
 
 from frugalbert.data.rows import RowOrder, ShardSet, gather_rows, rank_share, to_device
+from tests.data.small_shards import random_documents, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,39 @@ def test_every_mutation_is_detected_and_the_file_named(directory):
         path.write_bytes(whole)
     assert harmless < 20
     assert ShardSet.open(directory, 32).rows == before.rows
+
+
+def test_a_wrong_size_is_seen_without_reading_the_bytes(directory):
+    path = directory / "length-32/train-00001.bin"
+    whole = path.read_bytes()
+    for data, what in ((whole[:-1], "truncated"), (whole + b"\0", "too long")):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=f"train-00001.bin is {what}"):
+            ShardSet.open(directory, 32, verify=False)
+    path.write_bytes(whole)
+
+
+def leaves(value, path=()):
+    """Paths of all numbers and texts in nested JSON."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        yield path
+    for key, item in items or ():
+        yield from leaves(item, (*path, key))
+
+
+def test_every_value_of_the_index_is_guarded(directory, tmp_path):
+    text = (directory / "index.json").read_text()
+    paths = list(leaves(json.loads(text)))
+    assert len(paths) > 50
+    for path in paths:
+        index = inner = json.loads(text)
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = inner[path[-1]] + (1 if isinstance(inner[path[-1]], int | float) else "0")
+        (tmp_path / "index.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match=r"index\.json is damaged \(its checksum"):
+            ShardSet.open(tmp_path, 32)
 
 
 def test_index_of_another_format_is_refused(directory, tmp_path):

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_shards import SPECIAL, small_tokenizer, write_corpus
 
 from frugalbert.config import Machine, Shards
 from frugalbert.data import shards
 from frugalbert.data.rows import ShardSet
 from frugalbert.data.shards import RowWriter, build, encode, layout, open_tokenizer, split_text
 from frugalbert.run import sha256
+from tests.data.small_shards import SPECIAL, small_tokenizer, write_corpus
 
 WORDS = ["the", "of", "encoder", "trains", "masked", "tokens", "budget", "seconds", "learning", "rate", "packs"]
 KINDS = ["wordpiece", "bpe", "unigram"]
@@ -144,6 +143,9 @@ def test_packing_in_parts_is_packing_at_once(counts, length, least, pack, cuts):
         assert start // length == (start + size + 1) // length
         assert not taken[start : start + size + 2].any()
         taken[start : start + size + 2] = True
+    ends = set(np.cumsum(counts).tolist())
+    for end, size in zip(np.cumsum(whole_sizes).tolist(), whole_sizes.tolist(), strict=True):
+        assert size >= min(least, length - 2) or end in ends  # only a document's last piece may be that short
     free = [int((~row).sum()) for row in taken.reshape(-1, length)][:-1]
     assert not pack or all(rest < min(least, length - 2) + 2 for rest in free)
     bounds = sorted({0, len(counts), *(cut for cut in cuts if cut < len(counts))})
@@ -175,56 +177,70 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, corpus, tokenizers
     monkeypatch.undo()
     make(corpus, tokenizers["bpe"], tmp_path / "two", section, workers=2)
     expected = hashes(tmp_path / "one")
-    assert len(expected) == 9  # a file without held-out documents has no held-out shard
+    assert len(expected) == 11  # a file without held-out documents has no held-out shard
     assert hashes(tmp_path / "two") == expected
     assert hashes(tmp_path / "batches") == expected
 
 
-KILLED = """
-    import os, signal, sys
-    from pathlib import Path
-    from frugalbert.config import Machine, Shards
-    from frugalbert.data import rows, shards
-    from frugalbert import run
+def test_two_dask_workers_give_the_same_bytes(tmp_path, corpus, tokenizers):
+    distributed = pytest.importorskip("distributed")
+    section = Shards(length=(16,))
+    make(corpus, tokenizers["wordpiece"], tmp_path / "one", section)
+    (tmp_path / "dask").mkdir()
+    inputs = {"corpus": corpus, "tokenizer": tokenizers["wordpiece"]}
+    with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None, protocol="tcp") as cluster:
+        build(section, inputs, tmp_path / "dask", Machine(scheduler=cluster.scheduler_address))
+    assert hashes(tmp_path / "dask") == hashes(tmp_path / "one")
 
-    corpus, tokenizer, out, point = sys.argv[1:]
-    left = int(point)
+
+def killed_at(point: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> bool:
+    """Do `work` in a forked child that kills itself at its `point`-th file call. Whether it came that far."""
+    left = point
 
     def counted(function):
         def wrapper(*arguments, **options):
-            global left
+            nonlocal left
             left -= 1
             if left < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*arguments, **options)
+
         return wrapper
 
-    for module, name in ((os, "replace"), (os, "fsync"), (shards.RowWriter, "_write"), (os, "write")):
-        setattr(module, name, counted(getattr(module, name)))
-    inputs = {"corpus": Path(corpus), "tokenizer": Path(tokenizer)}
-    shards.build(Shards(length=(16, 32)), inputs, Path(out), Machine(workers=1))
-"""
+    child = os.fork()
+    if child == 0:
+        for owner, name in ((os, "replace"), (os, "fsync"), (os, "write"), (RowWriter, "_write")):
+            monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
+        try:
+            work()
+        finally:
+            os._exit(0 if left >= 0 else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or status == 0
+    return os.WIFSIGNALED(status)
 
 
-def test_killed_anywhere_and_run_again_gives_the_same_bytes(tmp_path, corpus, tokenizers):
-    """SIGKILL at file calls of the build; what the next attempt makes is what an uninterrupted one makes."""
-    make(corpus, tokenizers["wordpiece"], tmp_path / "whole", Shards(length=(16, 32)))
+def test_killed_anywhere_and_run_again_gives_the_same_bytes(tmp_path, corpus, tokenizers, monkeypatch):
+    """SIGKILL at every file call: no index, and what the next attempt makes is what an uninterrupted one makes."""
+    section, out, point = Shards(length=(16,)), tmp_path / "out", 0
+    make(corpus, tokenizers["wordpiece"], tmp_path / "whole", section)
     expected = hashes(tmp_path / "whole")
-    out = tmp_path / "out"
-    out.mkdir()
-    script = [sys.executable, "-c", textwrap.dedent(KILLED), str(corpus), str(tokenizers["wordpiece"]), str(out)]
-    for point in (3, 25, 42):
-        ended = subprocess.run([*script, str(point)], capture_output=True, text=True)
-        assert ended.returncode == -signal.SIGKILL, ended.stderr
-        assert not (out / "index.json").exists()
-        with pytest.raises(FileNotFoundError, match="no finished token shards"):
-            ShardSet.open(out, 16)
-        attempt = tmp_path / f"attempt-{point}"
-        shutil.copytree(out, attempt)
-        make(corpus, tokenizers["wordpiece"], attempt, Shards(length=(16, 32)))
-        assert hashes(attempt) == expected
-    make(corpus, tokenizers["wordpiece"], out, Shards(length=(16, 32)))
+    while killed_at(point, monkeypatch, lambda: make(corpus, tokenizers["wordpiece"], out, section)):
+        if (out / "index.json").exists():  # only the sync of the directory was left
+            assert hashes(out) == expected
+        else:
+            with pytest.raises(FileNotFoundError, match="no finished token shards"):
+                ShardSet.open(out, 16)
+        if point % 4 == 0:
+            chain = tmp_path / f"chain-{point}"
+            shutil.copytree(out, chain)
+            killed_at(7, monkeypatch, lambda chain=chain: make(corpus, tokenizers["wordpiece"], chain, section))
+            make(corpus, tokenizers["wordpiece"], chain, section)
+            assert hashes(chain) == expected
+        shutil.rmtree(out)
+        point += 1
     assert hashes(out) == expected
+    assert point >= 20
 
 
 def test_a_failure_leaves_no_file_behind(tmp_path):
@@ -287,8 +303,6 @@ def test_a_split_without_text_is_refused_in_one_sentence(tmp_path, tokenizers):
 
 
 def test_the_tokenizers_threads_are_put_back(monkeypatch):
-    import os
-
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
     with shards._threads(1):
