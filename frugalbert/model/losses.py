@@ -55,7 +55,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
             if gradient_PV is not None and bias_gradient_V is not None:
                 gradient = log_probability.exp_()
                 gradient.scatter_add_(1, label, gradient.new_full((), -1.0).expand(label.shape))
-                gradient.mul_(counts / count)
+                gradient.mul_(counts.to(gradient.dtype) / count)
                 bias_gradient_V += gradient.sum(0)
                 gradient_PV[piece] = gradient
         ctx.save_for_backward(x_PD, weight_VD, gradient_PV, bias_gradient_V)
