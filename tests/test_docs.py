@@ -127,7 +127,7 @@ def test_the_check_of_keys_can_fail():
 
 
 def unanswered(page: str, options: list[str]) -> list[str]:
-    """Options that no table row names in backticks in its first cell, or whose other cells have neither key nor reason."""
+    """Options that no table row names in its first cell (in backticks), or whose other cells give no key and no reason."""
     rows = [re.split(r"\s*\|\s*", line.strip("| ")) for line in page.splitlines() if line.startswith("| ")]
     missing = []
     for option in options:
