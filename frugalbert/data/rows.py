@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 INDEX = "index.json"
 FORMAT = 1
+COPY_ROWS = 1 << 20  # on the way to the device at once
 REBUILD = "build the shards again (`--redo shards`)"
 
 
@@ -168,17 +169,15 @@ def to_device(shard_set: ShardSet, device: torch.device | str, share: float = 0.
         return shard_set
     first = shard_set.files[0]
     signed = {2: np.int16, 4: np.int32}[first.dtype.itemsize]
-    if where.type == "cpu":
-        if len(shard_set.files) > 1:
-            return torch.from_numpy(shard_set.ids.view(signed))
+    if where.type == "cpu" and len(shard_set.files) == 1:
         # mapped again, copy-on-write: torch warns of read-only arrays
         return torch.from_numpy(np.memmap(first.filename, signed, "c", shape=first.shape))
     resident = torch.empty(
         (shard_set.rows, shard_set.length), dtype=getattr(torch, np.dtype(signed).name), device=where
     )
     for start, rows in zip(shard_set.starts, shard_set.files, strict=False):  # starts has one more: the total
-        for begin in range(0, len(rows), 1 << 20):
-            part = torch.from_numpy(np.array(rows[begin : begin + (1 << 20)]).view(signed))
+        for begin in range(0, len(rows), COPY_ROWS):
+            part = torch.from_numpy(np.array(rows[begin : begin + COPY_ROWS]).view(signed))
             resident[start + begin : start + begin + len(part)] = part.to(where)
     return resident
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from frugalbert.data import rows
 from frugalbert.data.rows import RowOrder, ShardSet, gather_rows, rank_share, to_device
 from tests.data.small_shards import random_documents, write_shards
 
@@ -27,7 +28,7 @@ def directory(tmp_path_factory) -> Path:
 # ---- opening ---------------------------------------------------------------------------------------------------------
 
 
-def test_all_ways_to_the_rows_agree(directory):
+def test_all_ways_to_the_rows_agree(directory, monkeypatch):
     shard_set = ShardSet.open(directory, 32, "train")
     assert shard_set.ids.shape == (shard_set.rows, 32)
     chosen = np.random.default_rng(1).integers(0, shard_set.rows, 200)
@@ -36,6 +37,8 @@ def test_all_ways_to_the_rows_agree(directory):
     resident = to_device(shard_set, "cpu")
     assert isinstance(resident, torch.Tensor)
     assert np.array_equal(gather_rows(resident, chosen).numpy(), expected)
+    monkeypatch.setattr(rows, "COPY_ROWS", 7)
+    assert torch.equal(to_device(shard_set, "cpu"), resident)
     streamed = to_device(shard_set, "cpu", share=0.0)
     assert streamed is shard_set
     assert np.array_equal(gather_rows(streamed, torch.from_numpy(chosen)).numpy(), expected)
