@@ -127,7 +127,7 @@ def test_the_check_of_keys_can_fail():
 
 
 def unanswered(page: str, options: list[str]) -> list[str]:
-    """Options that no table row names in its first cell (in backticks), or whose other cells give no key and no reason."""
+    """Options that no row names in its first cell (in backticks), or whose other cells give no key and no reason."""
     rows = [re.split(r"\s*\|\s*", line.strip("| ")) for line in page.splitlines() if line.startswith("| ")]
     missing = []
     for option in options:

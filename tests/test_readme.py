@@ -75,7 +75,7 @@ def frugalbert(words: list[str], folder: Path, patch: pytest.MonkeyPatch) -> str
 
 
 def at_toy_size(words: list[str]) -> list[str]:
-    """The same command for seconds: longer runs are planned, a rehearsal ends with the weights, no BERT-base is timed."""
+    """The same command for seconds: longer runs are planned, a rehearsal ends with the weights, no BERT-base."""
     if words[0] == "run" and any(word.startswith("pretrain.budget=") for word in words):
         return ["plan", *words[1:]]
     if "--rehearse" in words:
