@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before anything imports torch: two test processes on two cores must not fight over threads.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -16,6 +17,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.update(NO_COLOR="1", COLUMNS="120")  # command-line output is the same on every terminal
 os.environ.pop("FORCE_COLOR", None)
+
+# The same examples on every machine, and no clock: a busy core must not fail a test.
+settings.register_profile("frugalbert", derandomize=True, deadline=None)
+settings.load_profile("frugalbert")
 
 ROOT = Path(__file__).resolve().parent.parent
 
