@@ -145,6 +145,7 @@ def to_stock(model: PreTrainedModel) -> PreTrainedModel:
     stock_class = getattr(transformers, STOCK[kind][0] + head)
     without_pooler = kind == "bert" and head == "Model" and model.pooler is None
     stock = stock_class(config, add_pooling_layer=False) if without_pooler else stock_class(config)
+    stock.to(model.dtype)
     state: dict[str, Tensor] = {}
     for name, tensor in _padded(model.state_dict(), arch).items():
         target = _stock_name(name, kind, head)
@@ -155,7 +156,7 @@ def to_stock(model: PreTrainedModel) -> PreTrainedModel:
         table = "embeddings.token_type_embeddings.weight"
         state[table if head == "Model" else STOCK[kind][1] + table] = torch.zeros(1, arch.hidden)
     stock.load_state_dict(state)
-    return stock.to(model.dtype).train(model.training)
+    return stock.train(model.training)
 
 
 def _stock_name(name: str, kind: str, head: str) -> str:
@@ -256,13 +257,14 @@ def from_stock(stock: PreTrainedModel) -> PreTrainedModel:
     our_class = getattr(modeling, HEADS[head])
     without_pooler = kind == "bert" and head == "Model" and stock.pooler is None
     ours = our_class(config, add_pooling_layer=False) if without_pooler else our_class(config)
+    ours.to(stock.dtype)
     sources = {name: _stock_name(name, kind, head) for name in ours.state_dict()}
     pieces = {source: [name for name in sources if sources[name] == source] for source in sources.values()}
     state = stock.state_dict()
     ours.load_state_dict(
         {name: state[source].chunk(len(pieces[source]))[pieces[source].index(name)] for name, source in sources.items()}
     )
-    return ours.to(stock.dtype).train(stock.training)
+    return ours.train(stock.training)
 
 
 def _activation(name: str) -> str:

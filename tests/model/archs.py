@@ -60,7 +60,7 @@ def randomise(model: nn.Module, scale: float = 0.2) -> nn.Module:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-            if "norm" in name and name.endswith("weight"):
+            if "norm" in name.lower() and name.endswith("weight"):
                 parameter.add_(1.0)
     return model.eval()
 
