@@ -6,7 +6,9 @@ Nothing is claimed that no file of the run says: a fact without a source is left
 
 from __future__ import annotations
 
+import contextlib
 import re
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ LICENCES = frozenset(
 )
 """Identifiers that the hub knows; anything else is written as `other` with its name."""
 STAGES = ("corpus", "tokenizer", "shards", "pretrain", "finetune")
+PIPELINES = {"ForMaskedLM": "fill-mask", "ForSequenceClassification": "text-classification"}
 FORMATS = {"hf": "hf/", "onnx": "onnx/model.onnx", "onnx-int8": "onnx-int8/model.onnx"}
 
 
@@ -41,10 +44,12 @@ def write(out: Path, section: sections.Export, inputs: dict[str, Path], result: 
 
 
 def render(section: sections.Export, inputs: dict[str, Path], result: dict[str, Any]) -> str:
-    """The card's text. `result` = what goes into export.json, with `name`, `arch`, `config` and `latency`."""
+    """The card's text. `result` = what goes into export.json (`task`: only in the card of a fine-tuned model)."""
     from huggingface_hub import ModelCard
 
     known = _known(inputs)
+    if "task" in result:
+        known["results"] = [row for row in known["results"] if row["task"] == result["task"]]
     card = ModelCard.from_template(
         _metadata(section, known, result),
         template_path=str(TEMPLATE),
@@ -123,7 +128,6 @@ def _metadata(section: sections.Export, known: dict[str, Any], result: dict[str,
 
     licence = section.licence.strip()
     named = licence.lower() if licence.lower() in LICENCES else "other"
-    masked = result["class"].endswith("ForMaskedLM")
     scores = [
         EvalResult(
             task_type="text-classification",
@@ -143,7 +147,9 @@ def _metadata(section: sections.Export, known: dict[str, Any], result: dict[str,
         license=named,
         license_name=licence if named == "other" and licence.lower() != "other" else None,
         library_name="transformers",
-        pipeline_tag="fill-mask" if masked else "feature-extraction",
+        pipeline_tag=next(
+            (tag for head, tag in PIPELINES.items() if result["class"].endswith(head)), "feature-extraction"
+        ),
         tags=["frugalbert", "encoder", *(["custom_code"] if _needs_code(result) else [])],
         base_model=_hub_name(known["records"]["pretrain"].get("section", {}).get("start")),
         datasets=[name for name in map(_dataset, _sources(known)) if name] or None,
@@ -184,7 +190,8 @@ def _needs_code(result: dict[str, Any]) -> bool:
 
 def _summary(known: dict[str, Any], result: dict[str, Any]) -> str:
     how = "pre-trained with" if known["trained"] else "exported by"
-    return f"A compact text encoder of {number(result['parameters'])} parameters, {how} frugalbert."
+    task = f", fine-tuned on {plain(result['task'])}" if "task" in result else ""
+    return f"A compact text encoder of {number(result['parameters'])} parameters, {how} frugalbert{task}."
 
 
 def _facts(section: sections.Export, known: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -317,6 +324,10 @@ def _limits(known: dict[str, Any], result: dict[str, Any]) -> list[str]:
 def _made(known: dict[str, Any]) -> str:
     record = known["records"]["pretrain"]
     versions = {**run.versions(), **record.get("versions", {})}
+    versions.pop("platform", None)
+    for name in ("onnx", "onnxruntime"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
     text = ", ".join(f"{plain(name)} {plain(value)}" for name, value in versions.items())
     prints = [f"{stage} `{record['fingerprint']}`" for stage, record in known["records"].items() if record]
     identity = f"\n\nConfiguration hashes: {', '.join(prints)}." if prints else ""

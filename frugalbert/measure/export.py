@@ -19,7 +19,7 @@ import torch
 from frugalbert import run
 from frugalbert.config import Export, Machine
 from frugalbert.measure import card, onnx, quality
-from frugalbert.measure.models import OURS, copy_tokenizer, load_model, max_length, read_model_config
+from frugalbert.measure.models import OURS, copy_tokenizer, load_model, max_length, quiet, read_model_config
 from frugalbert.measure.session import feed, open_session, require_onnx
 from frugalbert.measure.timing import pick_clock, time_callable
 
@@ -31,13 +31,15 @@ LATENCY_REPEATS = 30
 def build(section: Export, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """The stage `export`: `inputs["pretrain"]`/model in every format of `section`, and one task's model if wanted."""
     tuned = _tuned(section, inputs)
+    for leftover in [*out.glob(".tmp-*"), *out.glob("tasks/*/.tmp-*")]:  # of an attempt that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     source = inputs["pretrain"] / "model"
     result = _write(source, section, out, inputs)
     if section.task is not None:
         folder = out / "tasks" / section.task
         folder.mkdir(parents=True, exist_ok=True)
         task = _write(tuned[section.task], section, folder, {**inputs, "task": tuned[section.task]})
-        card.write(folder, section, inputs, task)
+        card.write(folder, section, inputs, {**task, "task": section.task})
         result["tasks"] = {section.task: task["formats"]}
     if "onnx-int8" in section.formats:
         drops = {task: _task_cost(task, folder, inputs, out) for task, folder in tuned.items()}
@@ -125,7 +127,8 @@ def _write_hf(model: Any, folder: Path, section: Export, tokenizers: list[Path])
 
         why_not = why_not_stock(model.config.to_arch()) if section.stock else "export.stock is false"
         exported = model if why_not else to_stock(model).eval()
-    exported.save_pretrained(folder)
+    with quiet():
+        exported.save_pretrained(folder)
     copy_tokenizer(tokenizers, folder)
     again = load_model(folder)
     difference = max(_gap(model, again, batch) for batch in onnx.parity_batches(model))
@@ -159,7 +162,7 @@ def _write_onnx(model: Any, section: Export, out: Path, tokenizers: list[Path], 
         if "onnx" in section.formats:
             plain = stack.enter_context(run.publish(out / "onnx"))
         elif "onnx-int8" in section.formats:
-            plain = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=out)))
+            plain = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".tmp-", dir=out)))
         else:
             return
         onnx.export_onnx(serving, plain / "model.onnx")
@@ -192,7 +195,7 @@ def _task_cost(task: str, source: Path, inputs: dict[str, Path], out: Path) -> d
         return None
     model = load_model(source)
     ready = out / "tasks" / task / "onnx-int8" / "model.onnx"
-    with tempfile.TemporaryDirectory(dir=out) as folder:
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=out) as folder:
         if not ready.is_file():
             onnx.export_onnx(model, Path(folder) / "model.onnx")
             ready = Path(folder) / "int8.onnx"

@@ -12,7 +12,7 @@ import torch
 
 from frugalbert import run
 from frugalbert.measure import onnx
-from frugalbert.measure.models import max_length
+from frugalbert.measure.models import max_length, quiet
 from frugalbert.measure.session import feed, open_session
 
 ROWS = 64
@@ -159,7 +159,8 @@ def _encoded(source: Path, model: Any, examples: list[dict[str, Any]]) -> Iterat
     """Batches of texts of similar length, tokenised as in fine-tuning, and their labels."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     examples = sorted(examples, key=lambda example: len(example["text"]) + len(example.get("text_b", "")))
     for start in range(0, len(examples), BATCH):
         part = examples[start : start + BATCH]

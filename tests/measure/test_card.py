@@ -121,6 +121,15 @@ def test_stock_files_need_no_code(inputs: dict[str, Path]):
     assert ModelCard(text).data.pipeline_tag == "feature-extraction"
 
 
+def test_a_fine_tuned_model_shows_its_own_task(inputs: dict[str, Path]):
+    result = {**RESULT, "class": "BertForSequenceClassification", "task": "cola"}
+    text = card.render(Export(), inputs, result)
+    assert "fine-tuned on cola" in text
+    assert "| python-docs |" not in text
+    assert ModelCard(text).data.pipeline_tag == "text-classification"
+    assert "AutoModelForSequenceClassification" in text
+
+
 def test_other_licences_keep_their_name(inputs: dict[str, Path]):
     data = ModelCard(card.render(Export(licence="House Rules 1.0"), inputs, RESULT)).data
     assert (data.license, data.license_name) == ("other", "House Rules 1.0")
