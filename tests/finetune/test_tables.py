@@ -169,6 +169,14 @@ def test_class_names_of_json_values():
     assert target(labelled(" 2.5 ")) == 2.5
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.csv", "text,label\na,x\n"), ("a.jsonl", '{"text": "a", "label": "x"}\n')]
+)
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path, name, text):
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert [(row.text, row.label) for row in read_custom(tmp_path / name, "text", None, "label")] == [("a", "x")]
+
+
 def test_halves_of_surrogate_pairs_are_replaced(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a \\ud800 b", "label": "c\\udfff"}\n')
     row = read_custom(tmp_path / "a.jsonl", "text", None, "label")[0]

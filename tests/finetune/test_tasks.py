@@ -21,7 +21,6 @@ COUNTS = {
     "rte": (2490, 277),
     "wnli": (635, 71),
 }
-QUOTED = {"mrpc": '"The foodservice pie business does not fit', "cola": "Our friends won't buy this analysis"}
 
 
 def section(tasks: list, **settings: object) -> config.Finetune:
@@ -84,7 +83,6 @@ def test_no_row_of_real_glue_is_lost(shared_data, name):
     task = resolve([name])[0]
     data = load(task, section([name], data=str(shared_data / "glue")), Path(), None)
     assert (len(data.train), len(data.dev)) == COUNTS[name]
-    assert any(QUOTED.get(name, "") in f"{row.text} {row.text_b}" for row in data.train + data.dev)
     assert all(row.text and row.text_b != "" for row in data.train + data.dev)
     assert (data.train[0].text_b is None) == (name in ("cola", "sst2"))
     if task.limits:
@@ -92,6 +90,34 @@ def test_no_row_of_real_glue_is_lost(shared_data, name):
         assert (min(row.label for row in data.dev), max(row.label for row in data.dev)) == (0.0, 5.0)
     else:
         assert {row.label for row in data.dev} == {0, 1}
+
+
+FILES = {
+    "CoLA": ("source\t1\t*\tA", 0, "A", None, 1),
+    "SST-2": ("A \t0", 1, "A", None, 0),
+    "MRPC": ("1\t#1\t#2\tA\tB", 1, "A", "B", 1),
+    "STS-B": ("0\tgenre\tfile\tyear\told\tx\ty\tA\tB\t3.800", 1, "A", "B", 3.8),
+    "RTE": ("0\tA\tB\tnot_entailment", 1, "A", "B", 1),
+    "WNLI": ("0\tA\tB\t1", 1, "A", "B", 1),
+    "QNLI": ("0\tA\tB\tentailment", 1, "A", "B", 0),
+}
+
+
+@pytest.mark.parametrize("folder", FILES)
+def test_columns_of_the_official_layouts(tmp_path, folder):
+    """Invented rows for every task, with a BOM, a header where the official file has one, and an unbalanced quote."""
+    row, header_lines, text, text_b, label = FILES[folder]
+    cells = row.split("\t")
+    place = {"CoLA": 1, "MRPC": 0}.get(folder, len(cells) - 1)
+    other = {"0": "1", "1": "0", "entailment": "not_entailment", "not_entailment": "entailment", "3.800": "0.5"}
+    quoted = [cell.replace("A", '"A') for cell in (*cells[:place], other[cells[place]], *cells[place + 1 :])]
+    (tmp_path / folder).mkdir()
+    for split in ("train", "dev"):
+        lines = ["\t".join("h" for _ in cells)] * header_lines + ["\t".join(cells), "\t".join(quoted)]
+        (tmp_path / folder / f"{split}.tsv").write_text("\ufeff" + "\n".join(lines) + "\n")
+    data = load(resolve([folder])[0], section([folder], data=str(tmp_path)), Path(), None)
+    assert data.train[0] == Example(text, text_b, label)
+    assert data.dev[1].text == '"A'
 
 
 def test_class_order_is_hugging_faces(shared_data):
