@@ -86,20 +86,22 @@ class FrugalModel(FrugalPreTrainedModel):
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         masks: dict[int | None, Tensor | None] = {}
         rotaries: dict[tuple[int, float] | None, tuple[Tensor, Tensor] | None] = {None: None}
-        states = [x_BTD]
+        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        states: tuple[Tensor, ...] = ()
         for layer in self.layers:
+            if keep:
+                states += (x_BTD,)
             if layer.window not in masks:
                 masks[layer.window] = additive_mask(input_ids.shape, attention_mask, document_ids, layer.window, x_BTD)
             if layer.rotary not in rotaries:
                 rotaries[layer.rotary] = rotary_tables(position_ids, *layer.rotary, x_BTD.dtype)
             x_BTD = layer(x_BTD, masks[layer.window], rotaries[layer.rotary])
-            states.append(x_BTD)
         if self.final_norm is not None:
             x_BTD = self.final_norm(x_BTD)
         return BaseModelOutputWithPooling(
             last_hidden_state=x_BTD,
             pooler_output=None if self.pooler is None else torch.tanh(self.pooler(x_BTD[:, 0])),
-            hidden_states=(*states[:-1], x_BTD) if output_hidden_states else None,
+            hidden_states=(*states, x_BTD) if keep else None,
         )
 
 
