@@ -1,0 +1,199 @@
+"""Read what a run directory holds, however little or damaged.
+
+In: the run directory (stage records, indices, metrics, results, tables; see docs/tour.md). Out: `Collected`, in which
+every text is already clean (`wording.clean`), everything absent is empty, and every damage is a sentence in `problems`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from frugalbert.report.wording import clean, cleaned, figure
+from frugalbert.run import RECORD
+
+STAGES = ("corpus", "tokenizer", "shards", "pretrain", "finetune", "export", "bench")
+PART = "stage.part.json"
+MOST_RECORDS = 20_000
+MOST_EXAMPLES = 8
+LARGEST_TOKENIZER = 50_000_000
+JOURNAL_CHECK = re.compile(rb"[0-9a-f]{8} (?=\{)")
+SAMPLE = "Returns the number of tokens in a batch, or raises ValueError if the input is empty."
+
+
+@dataclass
+class Collected:
+    """Everything the page shows. `wanted` are the stages the configuration asks for, in order."""
+
+    name: str
+    folder: str
+    config: str = ""
+    wanted: tuple[str, ...] = ()
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unfinished: tuple[str, ...] = ()
+    corpus: dict[str, Any] = field(default_factory=dict)
+    dropped: list[dict[str, Any]] = field(default_factory=list)
+    vocabulary: int | None = None
+    pieces: list[str] = field(default_factory=list)
+    shards: dict[str, Any] = field(default_factory=dict)
+    train: list[dict[str, Any]] = field(default_factory=list)
+    validation: list[dict[str, Any]] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    trials: int = 0
+    export: dict[str, Any] = field(default_factory=dict)
+    latency: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def collect(run: Path) -> Collected:
+    """Never raises for what the files contain; only if `run` is no directory (ValueError)."""
+    if not run.is_dir():
+        raise ValueError(f"{run} is no run directory; name the directory that `frugalbert run` printed")
+    folder = clean(run.resolve().name)
+    found = Collected(folder, folder)
+    _read_config(run, found)
+    _read_stages(run, found)
+    found.corpus = _mapping(run / "corpus" / "index.json", found)
+    found.dropped = list(itertools.islice(_lines(run / "corpus" / "dropped.jsonl", found), MOST_EXAMPLES))
+    _read_tokenizer(run / "tokenizer", found)
+    found.shards = _mapping(run / "shards" / "index.json", found)
+    _read_metrics(run / "pretrain" / "metrics.jsonl", found)
+    found.summary = _mapping(run / "pretrain" / "summary.json", found)
+    found.results = _rows(run / "finetune" / "results.json", found)
+    found.trials = sum(1 for _ in run.glob("finetune/*/*/result.json"))
+    found.export = _mapping(run / "export" / "export.json", found)
+    found.latency = list(_lines(run / "bench" / "latency.jsonl", found))
+    return found
+
+
+# ---- parts ----------------------------------------------------------------------------------------------------------
+
+
+def _read_config(run: Path, found: Collected) -> None:
+    """The configuration is shown as it stands; nothing is interpreted but its sections and its name."""
+    with contextlib.suppress(OSError):
+        text = (run / "run.yaml").read_bytes()[:1_000_000].decode("utf-8", errors="replace")
+        lines = [line for line in text.splitlines() if not line.startswith("# folder:")]
+        found.config = clean("\n".join(lines))
+        sections = {match[1] for match in re.finditer(r"^([a-z_]+):", found.config, re.MULTILINE)}
+        found.wanted = tuple(stage for stage in STAGES if stage in sections)
+        if name := re.search(r"^name:[ \t]*(\S.*)$", found.config, re.MULTILINE):
+            found.name = name[1].strip().strip("'\"") or found.folder
+
+
+def _read_stages(run: Path, found: Collected) -> None:
+    names = [*STAGES, *sorted(path.parent.name for path in run.glob(f"*/{RECORD}"))]
+    unfinished: list[str] = []
+    for name in dict.fromkeys(names):
+        if name == "report" or ".old-" in name or name.startswith("."):
+            continue
+        if record := _mapping(run / name / RECORD, found):
+            found.stages[clean(name)] = record
+        elif (run / name / PART).exists() or any(run.glob(f"{name}/*")):
+            unfinished.append(clean(name))
+    found.unfinished = tuple(unfinished)
+
+
+def _read_tokenizer(folder: Path, found: Collected) -> None:
+    path = folder / "tokenizer.json"
+    try:
+        if not path.is_file() or path.stat().st_size > LARGEST_TOKENIZER:
+            return
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(path))
+        found.vocabulary = tokenizer.get_vocab_size()
+        found.pieces = [clean(piece) for piece in tokenizer.encode(SAMPLE, add_special_tokens=False).tokens]
+    except Exception as error:  # the library raises bare Exception for damaged files
+        found.problems.append(f"tokenizer/tokenizer.json cannot be read ({clean(str(error))[:200]})")
+
+
+def _read_metrics(path: Path, found: Collected) -> None:
+    """Events, training and validation records; steps repeated after a restart replace the earlier ones."""
+    for record in _lines(path, found):
+        step = figure(record.get("step"))
+        if step is None:
+            continue
+        if "event" in record:
+            found.events.append(f"Step {step:,.0f}: {record['event']}.")
+            continue
+        records = found.validation if "validation_loss" in record else found.train
+        while records and records[-1]["step"] >= step:
+            records.pop()
+        records.append(record)
+        if len(records) > MOST_RECORDS:
+            del records[1:-1:2]
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def _json(path: Path, found: Collected) -> Any:
+    try:
+        return cleaned(json.loads(path.read_bytes()))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        found.problems.append(f"{_place(path)} cannot be read ({_reason(error)})")
+        return None
+
+
+def _mapping(path: Path, found: Collected) -> dict[str, Any]:
+    value = _json(path, found)
+    if value is not None and not isinstance(value, dict):
+        found.problems.append(f"{_place(path)} does not hold what it should")
+    return value if isinstance(value, dict) else {}
+
+
+def _rows(path: Path, found: Collected) -> list[dict[str, Any]]:
+    value = _json(path, found)
+    rows = [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+    if value is not None and (not isinstance(value, list) or len(rows) < len(value)):
+        found.problems.append(f"{_place(path)} does not hold what it should")
+    return rows
+
+
+def _lines(path: Path, found: Collected) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file. A torn last line is normal (the run may be writing); others are reported."""
+    bad: list[int] = []
+    torn, number = False, 0
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                torn = not line.endswith(b"\n")
+                check = JOURNAL_CHECK.match(line)
+                try:
+                    row = cleaned(json.loads(line[check.end() :] if check else line))
+                except (ValueError, RecursionError):
+                    row = None
+                if isinstance(row, dict):
+                    yield row
+                elif line.strip():
+                    bad.append(number)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        found.problems.append(f"{_place(path)} cannot be read ({_reason(error)})")
+    if bad and torn and bad[-1] == number:
+        bad.pop()
+    if bad:
+        lines = ", ".join(map(str, bad[:5])) + (" …" if len(bad) > 5 else "")
+        found.problems.append(f"{_place(path)}: {len(bad)} damaged line{'s' * (len(bad) > 1)} left out ({lines})")
+
+
+def _place(path: Path) -> str:
+    return clean(f"{path.parent.name}/{path.name}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return "nested too deeply" if isinstance(error, RecursionError) else clean(str(error))[:200]

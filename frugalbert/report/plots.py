@@ -1,0 +1,342 @@
+"""The report's figures, drawn by matplotlib as SVG that takes its colours and fonts from the page.
+
+In: plain numbers and labels. Out: `Plot`, whose `svg` is the inside of an <svg> element without any style attribute,
+link or identifier of its own kind: colours are classes (`stylesheet` has their rules, in variables that the page sets
+for light, dark and print), so that the page's content security policy can forbid every other style.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from frugalbert.report.wording import big, short, significant, tick
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Colours by name; the file that matplotlib writes carries these stand-ins, the page the variables --ink, --blue, …
+COLOURS = {
+    "ink": "#010101", "muted": "#020202", "grid": "#030303", "blue": "#0000b1", "orange": "#b10000", "green": "#00b100",
+    "purple": "#b100b1", "grey": "#0b0b0b", "teal": "#00b1b1", "red": "#b10001",
+}  # fmt: skip
+SERIES = ("blue", "orange", "green", "purple", "teal", "red", "grey")
+WIDTH, POINTS = 400, 72  # units of the drawing; an inch has 72
+MOST_POINTS = 240
+SETTINGS = {
+    "svg.fonttype": "none", "svg.hashsalt": "frugalbert", "text.parse_math": False, "font.size": 11,
+    "axes.facecolor": "none",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": COLOURS["grid"],
+    "axes.labelcolor": COLOURS["muted"], "axes.labelsize": 11, "axes.titlecolor": COLOURS["ink"],
+    "axes.titlesize": 11, "axes.grid": True, "axes.axisbelow": True, "grid.color": COLOURS["grid"],
+    "grid.linewidth": 0.7, "xtick.color": COLOURS["grid"], "ytick.color": COLOURS["grid"],
+    "xtick.labelcolor": COLOURS["muted"], "ytick.labelcolor": COLOURS["muted"], "ytick.major.size": 0,
+    "xtick.major.size": 3, "legend.frameon": False, "legend.fontsize": 10.5, "legend.labelcolor": COLOURS["ink"],
+    "legend.borderaxespad": 0.0, "legend.handlelength": 1.4, "lines.solid_capstyle": "round",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure: the inside of its <svg>, its size, what it shows in words, and its caption."""
+
+    svg: str
+    width: int
+    height: int
+    alt: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line: `x` and `y` of equal length."""
+
+    label: str
+    colour: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+
+def curves(loss: Sequence[Curve], levels: dict[str, float], below: dict[str, Curve], axis: str, alt: str) -> Plot:
+    """Loss over `axis` (`tokens` or `seconds`) with horizontal `levels`; one small panel per entry of `below`."""
+    longest = max((x for curve in loss for x in curve.x), default=1.0)
+    size, unit = _unit(axis, longest)
+    with _drawing():
+        height = 250 + 92 * len(below)
+        figure = _figure(height)
+        panels = figure.subplots(
+            1 + len(below), 1, sharex=True, squeeze=False, height_ratios=[2.5] + [0.75] * len(below)
+        )[:, 0]
+        top = panels[0]
+        for curve in loss:
+            _line(top, curve, size, faint=curve.label.startswith("training"))
+        for label, value in levels.items():
+            top.axhline(value, color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
+            top.annotate(f"{label} {value:.2f}", (1, value), (0, 3), xycoords=("axes fraction", "data"),
+                         textcoords="offset points", ha="right", va="bottom", color=COLOURS["muted"],
+                         fontsize=10.5)  # fmt: skip
+        _window(top, loss, list(levels.values()))
+        _title(top, "Loss (nats per masked token)")
+        top.legend(loc="upper right")
+        for panel, (title, curve) in zip(panels[1:], below.items(), strict=True):
+            _line(panel, curve, size)
+            panel.set_ylim(bottom=0)
+            panel.margins(y=0.15)
+            panel.locator_params(axis="y", nbins=4, min_n_ticks=3)
+            panel.yaxis.set_major_formatter(lambda value, _: tick(value))
+            _title(panel, title)
+        panels[-1].set_xlim(left=0)
+        panels[-1].set_xlabel(unit, loc="right")
+        return _plot(figure, alt)
+
+
+def throughput(curve: Curve, mean: float | None, tokens_at_ceiling: float | None, alt: str) -> Plot:
+    """Tokens per second over time; the right axis is the share of the ceiling, if that many tokens/s is known."""
+    size, unit = _unit("seconds", max(curve.x))
+    with _drawing():
+        figure = _figure(250)
+        axes = figure.subplots()
+        _line(axes, curve, size)
+        if mean:
+            axes.axhline(mean, color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
+            axes.annotate(f"mean {big(mean)}", (0, mean), (2, 3), xycoords=("axes fraction", "data"),
+                          textcoords="offset points", va="bottom", color=COLOURS["muted"], fontsize=10.5)  # fmt: skip
+        axes.set_ylim(0, 1.15 * max([*curve.y, mean or 0.0, 1e-9]))
+        axes.yaxis.set_major_formatter(lambda value, _: tick(value))
+        _title(axes, "Tokens per second")
+        if tokens_at_ceiling:
+            scale = 100 / tokens_at_ceiling
+            right = axes.secondary_yaxis("right", functions=(_times(scale), _times(1 / scale)))
+            right.spines["right"].set_visible(False)
+            right.yaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
+            right.tick_params(length=0)
+            axes.set_title("of the GEMM ceiling", loc="right", color=COLOURS["muted"])
+        axes.set_xlim(left=0)
+        axes.set_xlabel(unit, loc="right")
+        return _plot(figure, alt)
+
+
+def stacked_bar(parts: Sequence[tuple[str, float]], alt: str) -> Plot:
+    """One bar of the parts' shares in the order of `SERIES`; wide enough parts carry their share."""
+    with _drawing():
+        figure = _figure(46)
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        total, left = sum(value for _, value in parts) or 1.0, 0.0
+        for index, (_, value) in enumerate(parts):
+            share = value / total
+            axes.barh(0, share, left=left, color=COLOURS[SERIES[index % len(SERIES)]], height=1, linewidth=0)
+            if share >= 0.09:
+                axes.text(left + share / 2, 0, f"{100 * share:.0f} %", ha="center", va="center", fontsize=11, gid="on")
+            left += share
+        axes.set_xlim(0, 1)
+        axes.set_ylim(-0.5, 0.5)
+        return _plot(figure, alt)
+
+
+@dataclass(frozen=True)
+class Dots:
+    """One task of the dot plot: per initialisation its seeds' values, mean and interval, in points."""
+
+    label: str
+    groups: Sequence[tuple[str, Sequence[float], float, tuple[float, float] | None]]
+    majority: float | None = None
+
+
+def dot_plot(tasks: Sequence[Dots], alt: str) -> Plot:
+    """Means with intervals and the seeds behind them, one block per task."""
+    with _drawing():
+        figure = _figure(74 + 50 * len(tasks))
+        axes = figure.subplots()
+        colours = {"pretrained": "blue", "random": "orange"}
+        for row, task in enumerate(tasks):
+            for index, (name, seeds, mean, interval) in enumerate(task.groups):
+                y = row + 0.34 * (index - (len(task.groups) - 1) / 2)
+                colour = COLOURS[colours.get(name, "green")]
+                if interval:
+                    axes.plot(interval, (y, y), color=colour, linewidth=2, alpha=0.55, zorder=2)
+                axes.plot(seeds, [y] * len(seeds), "o", color=colour, markersize=4.5, alpha=0.45, zorder=3,
+                          markeredgewidth=0)  # fmt: skip
+                axes.plot([mean], [y], "D", color=colour, markersize=6, zorder=4, markeredgewidth=0)
+            if task.majority is not None:
+                axes.plot([task.majority] * 2, (row - 0.36, row + 0.36), color=COLOURS["muted"], linewidth=1.4,
+                          linestyle=(0, (2, 2)), zorder=1)  # fmt: skip
+        axes.set_yticks(range(len(tasks)), [short(task.label, 22) for task in tasks])
+        axes.tick_params(axis="y", labelcolor=COLOURS["ink"])
+        axes.set_ylim(len(tasks) - 0.45, -0.55)
+        axes.margins(x=0.06)
+        axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_formatter(lambda value, _: tick(value))
+        _title(axes, "Score in points (100 × metric)")
+        return _plot(figure, alt)
+
+
+def bars(entries: Sequence[tuple[str, float, bool]], title: str, unit: str, alt: str) -> Plot:
+    """Horizontal bars: (label, value, is it the baseline?)."""
+    with _drawing():
+        figure = _figure(34 + 19 * len(entries))
+        axes = figure.subplots()
+        longest = max((value for _, value, _ in entries), default=1.0) or 1.0
+        for row, (_, value, baseline) in enumerate(entries):
+            axes.barh(row, value, color=COLOURS["grey" if baseline else "blue"], height=0.68, linewidth=0)
+            axes.text(value + 0.015 * longest, row, f"{significant(value)} {unit}", va="center", fontsize=10.5,
+                      color=COLOURS["ink"])  # fmt: skip
+        axes.set_yticks(range(len(entries)), [short(label, 20) for label, _, _ in entries])
+        axes.set_xlim(0, 1.24 * longest)
+        axes.set_ylim(len(entries) - 0.5, -0.5)
+        axes.xaxis.set_visible(False)
+        axes.grid(visible=False)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        _title(axes, title)
+        return _plot(figure, alt)
+
+
+# ---- drawing --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _drawing() -> Iterator[None]:
+    """Our settings, and no warnings about glyphs that matplotlib's font lacks (the browser's fonts draw the text)."""
+    import matplotlib
+
+    with warnings.catch_warnings(), matplotlib.rc_context(SETTINGS):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _times(factor: float) -> Callable[[Any], Any]:
+    return lambda value: factor * value
+
+
+def _figure(height: int) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH / POINTS, height / POINTS), layout="constrained")
+    figure.patch.set_visible(False)
+    return figure
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", pad=7)
+
+
+def _line(axes: Axes, curve: Curve, unit: float, faint: bool = False) -> None:
+    """The curve over x in `unit`s, or its means when it has many points (then with their spread, if faint)."""
+    x, y, low, high = thinned([value / unit for value in curve.x], curve.y)
+    if faint and len(curve.x) > len(x):
+        axes.fill_between(x, low, high, color=COLOURS[curve.colour], alpha=0.18, linewidth=0)
+    few = len(x) <= 40
+    axes.plot(x, y, color=COLOURS[curve.colour], linewidth=1.2 if faint else 1.8, label=curve.label,
+              alpha=0.8 if faint else 1.0, marker="o" if few else None, markersize=3.2)  # fmt: skip
+
+
+def thinned(x: Sequence[float], y: Sequence[float], most: int = MOST_POINTS) -> tuple[list[float], ...]:
+    """(x, mean, 10th and 90th percentile) of `most` groups of neighbouring points; short curves unchanged."""
+    import numpy as np
+
+    if len(x) <= most:
+        return list(x), list(y), list(y), list(y)
+    groups = np.array_split(np.arange(len(x)), most)
+    xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    spread = [np.percentile(ys[group], (10, 90)) for group in groups]
+    return (
+        [float(xs[group].mean()) for group in groups],
+        [float(ys[group].mean()) for group in groups],
+        [float(low) for low, _ in spread],
+        [float(high) for _, high in spread],
+    )
+
+
+def _window(axes: Axes, loss: Sequence[Curve], levels: list[float]) -> None:
+    """Leave out a spike far above everything else, so that it does not flatten the rest."""
+    import numpy as np
+
+    values = np.array([value for curve in loss for value in thinned(curve.x, curve.y)[1]] or [0.0, 1.0])
+    top = max([float(np.percentile(values, 99)), *levels])
+    bottom = min([float(values.min()), *levels])
+    room = (top - bottom) or 1.0
+    axes.set_ylim(bottom - 0.06 * room, top + 0.1 * room)
+
+
+def _unit(axis: str, longest: float) -> tuple[float, str]:
+    """How many tokens or seconds make one unit of the axis, and the unit's name."""
+    if axis == "tokens":
+        sizes = ((2e9, 1e9, "billion tokens"), (2e6, 1e6, "million tokens"), (2e3, 1e3, "thousand tokens"))
+        return next(((size, name) for least, size, name in sizes if longest >= least), (1.0, "tokens"))
+    sizes = ((7200.0, 3600.0, "hours"), (120.0, 60.0, "minutes"))
+    return next(((size, name) for least, size, name in sizes if longest >= least), (1.0, "seconds"))
+
+
+# ---- SVG ------------------------------------------------------------------------------------------------------------
+
+KEPT = {"fill", "stroke", "stroke-width", "stroke-dasharray", "fill-opacity", "stroke-opacity", "opacity",
+        "text-anchor", "font-size", "stroke-linecap", "stroke-linejoin"}  # fmt: skip
+NAMES = {value: f"var(--{name})" for name, value in COLOURS.items()}
+
+
+def _plot(figure: Figure, alt: str) -> Plot:
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    width, height = (round(side * POINTS) for side in figure.get_size_inches())
+    return Plot(file.getvalue().decode(), width, height, alt)
+
+
+def finish(plots: Sequence[Plot]) -> tuple[list[Plot], str]:
+    """The plots with classes instead of styles and identifiers that are unique on the page, and the classes' rules."""
+    classes: dict[str, str] = {}
+    done = [
+        Plot(_inside(plot.svg, f"p{index}-", classes), plot.width, plot.height, plot.alt, plot.caption)
+        for index, plot in enumerate(plots)
+    ]
+    return done, "\n".join(f".{name}{{{rule}}}" for rule, name in classes.items())
+
+
+def _inside(svg: str, prefix: str, classes: dict[str, str]) -> str:
+    """What stands inside the root element: no metadata, no styles, no namespaces, every identifier prefixed."""
+    root = ElementTree.fromstring(svg)
+    used = set(re.findall(r"(?:url\(#|href=\"#)([\w.-]+)", svg))
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.endswith(("}metadata", "}style")):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.split("}")[-1]
+        attributes: dict[str, str] = {}
+        for name, value in element.attrib.items():
+            name = name.split("}")[-1]
+            if name == "style" and (rule := _rule(value)):
+                attributes["class"] = classes.setdefault(rule, f"m{len(classes)}")
+            elif name == "id" and value == "on":
+                attributes["class"] = "on"
+            elif name == "id" and value in used:
+                attributes["id"] = prefix + value
+            elif name == "href":
+                attributes["href"] = f"#{prefix}{value[1:]}"
+            elif name == "clip-path":
+                attributes["clip-path"] = value.replace("url(#", f"url(#{prefix}")
+            elif name not in ("style", "id") and not value.startswith("rotate(-0 "):
+                attributes[name] = value
+        element.attrib.clear()
+        element.attrib.update(attributes)
+        element.tail = None
+        if element.tag != "text":
+            element.text = None
+    return "".join(ElementTree.tostring(child, encoding="unicode") for child in root)
+
+
+def _rule(style: str) -> str:
+    pairs = [part.split(":", 1) for part in style.split(";") if ":" in part]
+    kept = {name.strip(): value.strip() for name, value in pairs if name.strip() in KEPT}
+    return ";".join(f"{name}:{NAMES.get(value, value)}" for name, value in kept.items())
