@@ -187,7 +187,8 @@ def wrap(model: nn.Module, device: torch.device, strategy: str) -> nn.Module:
     mesh = init_device_mesh(device.type, (world(),))
     for block in blocks(model):
         fully_shard(block, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

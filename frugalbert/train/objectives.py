@@ -81,11 +81,14 @@ def generator_arch(arch: Arch, width: float) -> Arch:
 class Electra(nn.Module):
     """Generator and discriminator with shared token embeddings, trained together; the discriminator is kept."""
 
-    def __init__(self, generator: nn.Module, discriminator: nn.Module) -> None:
+    generator: Any  # HF models of ours
+    discriminator: Any
+
+    def __init__(self, generator: Any, discriminator: Any) -> None:
         super().__init__()
         self.discriminator, self.generator = discriminator, generator
-        generator.set_input_embeddings(discriminator.get_input_embeddings())  # type: ignore[operator]
-        generator.tie_weights()  # type: ignore[operator]
+        generator.set_input_embeddings(discriminator.get_input_embeddings())
+        generator.tie_weights()
 
     def forward(self, batch: Batch, isolate: bool) -> dict[str, Tensor]:
         """Means: "generator_loss" over masked slots, "loss" over real tokens; and what validation looks at.
