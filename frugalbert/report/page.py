@@ -36,6 +36,7 @@ from frugalbert.report.wording import (
     get,
     items_at,
     list_at,
+    milliseconds,
     percent,
     short,
     significant,
@@ -172,8 +173,8 @@ def _latencies(found: Collected) -> list[Plot]:
     for rows in list(panels.values())[:MOST_PANELS]:
         where = describe_setting(rows[0])
         entries = [(name_of(row), row["median_ms"], is_baseline(row)) for row in rows]
-        words = ", ".join(f"{name} {significant(value)}\u00a0ms" for name, value, _ in entries)
-        drawn.append(plots.bars(entries, where, "ms", f"Bar chart of median latency, {where}: {words}."))
+        words = ", ".join(f"{name} {milliseconds(value)}\u00a0ms" for name, value, _ in entries)
+        drawn.append(plots.bars(entries, where, f"Bar chart of median latency, {where}: {words}."))
     return drawn
 
 
@@ -261,7 +262,7 @@ def _tiles(found: Collected) -> list[tuple[str, str, str]]:
         row, ratio = rows[0]
         note = f"{name_of(row)}, {text_at(row, 'batch_size')} × {text_at(row, 'length')} tokens"
         note += f"; BERT-base takes {significant(ratio)} times as long" if ratio else ""
-        tiles.append(("Latency", f"{significant(row['median_ms'])}\u00a0ms", note))
+        tiles.append(("Latency", f"{milliseconds(row['median_ms'])}\u00a0ms", note))
     return tiles
 
 
@@ -287,7 +288,7 @@ def _notes(found: Collected) -> str:
         notes.append(f"Training masks {percent(rates[0], 0)} of the tokens.")
     elif rates:
         notes.append(
-            f"Training masks {percent(rates[0], 0)} of the tokens at first and {percent(rates[-1], 0)} at last."
+            f"Training masks {percent(rates[0], 0)} of the tokens at first and {percent(rates[-1], 0)} at the end."
         )
     if found.validation:
         notes.append("Held-out loss is always measured on the same rows with the same masks.")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from frugalbert.report.wording import big, short, significant, tick
+from frugalbert.report.wording import big, milliseconds, short, tick
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,7 +118,7 @@ def throughput(curve: Curve, mean: float | None, tokens_at_ceiling: float | None
             scale = 100 / tokens_at_ceiling
             right = axes.secondary_yaxis("right", functions=(_times(scale), _times(1 / scale)))
             right.spines["right"].set_visible(False)
-            right.yaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
+            right.yaxis.set_major_formatter(lambda value, _: f"{value:.3g} %")
             right.tick_params(length=0)
             axes.set_title("of the GEMM ceiling", loc="right", color=COLOURS["muted"])
         axes.set_xlim(left=0)
@@ -182,15 +182,15 @@ def dot_plot(tasks: Sequence[Dots], alt: str) -> Plot:
         return _plot(figure, alt)
 
 
-def bars(entries: Sequence[tuple[str, float, bool]], title: str, unit: str, alt: str) -> Plot:
-    """Horizontal bars: (label, value, is it the baseline?)."""
+def bars(entries: Sequence[tuple[str, float, bool]], title: str, alt: str) -> Plot:
+    """Horizontal bars: (label, milliseconds, is it the baseline?)."""
     with _drawing():
         figure = _figure(34 + 19 * len(entries))
         axes = figure.subplots()
         longest = max((value for _, value, _ in entries), default=1.0) or 1.0
         for row, (_, value, baseline) in enumerate(entries):
             axes.barh(row, value, color=COLOURS["grey" if baseline else "blue"], height=0.68, linewidth=0)
-            axes.text(value + 0.015 * longest, row, f"{significant(value)} {unit}", va="center", fontsize=10.5,
+            axes.text(value + 0.015 * longest, row, f"{milliseconds(value)} ms", va="center", fontsize=10.5,
                       color=COLOURS["ink"])  # fmt: skip
         axes.set_yticks(range(len(entries)), [short(label, 20) for label, _, _ in entries])
         axes.set_xlim(0, 1.24 * longest)
@@ -239,7 +239,7 @@ def _line(axes: Axes, curve: Curve, unit: float, faint: bool = False) -> None:
         axes.fill_between(x, low, high, color=COLOURS[curve.colour], alpha=0.18, linewidth=0)
     few = len(x) <= 40
     axes.plot(x, y, color=COLOURS[curve.colour], linewidth=1.2 if faint else 1.8, label=curve.label,
-              alpha=0.8 if faint else 1.0, marker="o" if few else None, markersize=3.2)  # fmt: skip
+              alpha=0.8 if faint else 1.0, marker="o" if few and curve.label else None, markersize=3.2)  # fmt: skip
 
 
 def thinned(x: Sequence[float], y: Sequence[float], most: int = MOST_POINTS) -> tuple[list[float], ...]:

@@ -31,6 +31,7 @@ from frugalbert.report.wording import (
     get,
     items_at,
     list_at,
+    milliseconds,
     percent,
     plain,
     short,
@@ -221,8 +222,8 @@ def latency(found: Collected) -> Table:
     pairs = sorted(speedups(found.latency), key=lambda pair: tuple(at(pair[0], key) or 0.0 for key in SETTING))
     rows = [
         [name_of(row), text_at(row, "device") or "cpu", *(count(row.get(key)) for key in SETTING),
-         f"{significant(row.get('median_ms'))}{'*' if row.get('noisy') is True else ''}",
-         significant(row.get("p90_ms")), significant(row.get("min_ms")), big(row.get("tokens_per_second")),
+         f"{milliseconds(row.get('median_ms'))}{'*' if row.get('noisy') is True else ''}",
+         milliseconds(row.get("p90_ms")), milliseconds(row.get("min_ms")), big(row.get("tokens_per_second")),
          NONE if ratio is None else f"{significant(ratio)}{NARROW}×"]
         for row, ratio in pairs
     ]  # fmt: skip

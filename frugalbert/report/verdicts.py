@@ -11,7 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from frugalbert.report.collect import Collected
-from frugalbert.report.wording import at, count, figure, fixed, get, list_at, percent, short, significant, text_at
+from frugalbert.report.wording import (
+    at,
+    count,
+    figure,
+    fixed,
+    get,
+    list_at,
+    milliseconds,
+    percent,
+    short,
+    significant,
+    text_at,
+)
 
 LOWER_IS_BETTER = {"mse", "rmse", "mae"}
 RAW = LOWER_IS_BETTER | {"r2"}  # every other metric lies within [-1, 1] and is shown in points
@@ -191,7 +203,9 @@ def _task(comparison: Comparison) -> list[Verdict]:
         low, high = comparison.interval
         interval = f"95\u00a0% interval {trained.show(low)} to {trained.show(high)}"
         mark, shown = ("good", True) if low > 0 else ("note", False)
-    if gain > 0 and not shown:
+    if trained.show(abs(gain)) == trained.show(0.0):
+        text, mark = f"{text}; no better than random initialisation ({interval}).", "bad" if shown else "note"
+    elif gain > 0 and not shown:
         text += f"; {size} above random initialisation, but the {interval} includes no gain: not shown to be better."
     elif gain > 0:
         text += f"; beats random initialisation by {size} ({interval})."
@@ -243,7 +257,7 @@ def _speed(latency: Sequence[dict[str, Any]]) -> list[Verdict]:
     if not rows:
         return []
     row, ratio = rows[0]
-    text = f"Fastest form: {name_of(row)}, {significant(row['median_ms'])}\u00a0ms median for {describe_setting(row)}"
+    text = f"Fastest form: {name_of(row)}, {milliseconds(row['median_ms'])}\u00a0ms median for {describe_setting(row)}"
     if ratio is None:
         return [Verdict("note", f"{text}; no BERT-base beside it.")]
     others = [f"{name_of(other)} {significant(times)}\u00a0×" for other, times in rows[1:] if times is not None]

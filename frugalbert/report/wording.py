@@ -193,11 +193,17 @@ def took(value: Any) -> str:
     return NONE if number is None else duration(number).replace(" ", NARROW)
 
 
+def milliseconds(value: Any) -> str:
+    """`172`, `25.0`, `1.24`, `0.45`, `0.081`: the unit stands beside it."""
+    number = figure(value)
+    return NONE if number is None else significant(number, 3 if abs(number) >= 1 else 2)
+
+
 def flops(value: Any) -> str:
     number = figure(value)
     if number is None:
         return NONE
-    for scale, unit in ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")):
+    for scale, unit in ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP")):
         if abs(number) >= scale:
             return f"{significant(number / scale)}{NARROW}{unit}"
     return f"{big(number)}{NARROW}FLOP"

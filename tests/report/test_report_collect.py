@@ -151,7 +151,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     return run, {name: json.loads(text) for name, text in texts.items() if name[-1] == "n"} | lines
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_no_content_breaks_the_words_of_the_page(data: st.DataObject, sound: tuple[Path, dict[str, Any]]):
     """Odd values anywhere in the files of a sound run are shown as such or left out; nothing raises."""

@@ -96,6 +96,7 @@ def results(pretrained: list[float], random: list[float], **extra: Any) -> list[
             "5.0 points above random initialisation, but the 95 % interval",
         ),
         ([0.40, 0.41, 0.43], [0.60, 0.61, 0.62], "bad", "does not beat random initialisation: 19.7 points below it"),
+        ([0.35, 0.35], [0.35, 0.35], "note", "no better than random initialisation (95 % interval 0.0 to 0.0)."),
         ([0.60], [0.40], "note", "with one seed; beats random initialisation by 20.0 points (one seed, no interval)."),
         ([0.60, 0.61], [], "note", "no random-initialisation baseline."),
     ],
