@@ -28,6 +28,7 @@ from frugalbert.run import check_stop, say, versions
 Task = dict[str, Any]
 Function = Callable[[Task], Any]
 BREAKS = 3  # a task that was under way in so many breakdowns runs alone, and at the next one counts as their cause
+PATIENCE = 20.0  # seconds for a Dask scheduler to answer
 
 
 # ---- the journal ----------------------------------------------------------------------------------------------------
@@ -259,7 +260,7 @@ def _dask(scheduler: str, shared: Path) -> Iterator[tuple[Executor, int, Callabl
     if not scheduler.startswith(("tls://", "tcp://127.", "tcp://localhost")):
         say(f"{scheduler} is not encrypted and runs the code of whoever reaches it; see Dask's TLS settings (tls://…)")
     try:
-        client = Client(scheduler, timeout=20, set_as_default=False)
+        client = Client(scheduler, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"no Dask scheduler answers at {scheduler} ({_first_line(error)}); start one with `dask scheduler`, or "

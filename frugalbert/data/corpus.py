@@ -87,9 +87,10 @@ def build(section: Corpus, inputs: dict[str, Path], out: Path, machine: Machine)
         _need_datasketch()
     tasks = _tasks(section, sources, inputs["yaml"], out)
     identity = run.fingerprint([{**task, "work": ""} for task in tasks])
-    if (out / INDEX).exists() and (out / "identity").exists() and (out / "identity").read_text() == identity:
-        return _metrics(run.read_json(out / INDEX))
     work = out / WORK
+    if (out / INDEX).exists() and (out / "identity").exists() and (out / "identity").read_text() == identity:
+        _forget(work)
+        return _metrics(run.read_json(out / INDEX))
     work.mkdir(exist_ok=True)
     workers = usable_cores() if machine.workers == "auto" else machine.workers
     prepared = run_tasks(
