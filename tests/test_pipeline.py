@@ -65,7 +65,9 @@ def _write_project(folder: Path) -> None:
 def _start(folder: Path, *arguments: str) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "frugalbert.cli", "run", "tiny.yaml", *arguments]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def _finish(process: subprocess.Popen) -> str:
@@ -76,8 +78,10 @@ def _finish(process: subprocess.Popen) -> str:
 
 def _results(run: Path) -> dict[str, str]:
     """What must not depend on how often the run was killed: every file of substance, by hash."""
-    patterns = ("corpus/documents-*", "tokenizer/tokenizer.json", "shards/**/*.bin", "pretrain/model/model.safetensors",
-                "pretrain/markers/*/model.safetensors", "finetune/**/predictions.jsonl", "export/hf/model.safetensors")  # fmt: skip
+    patterns = (
+        "corpus/documents-*", "tokenizer/tokenizer.json", "shards/**/*.bin", "pretrain/model/model.safetensors",
+        "pretrain/markers/*/model.safetensors", "finetune/**/predictions.jsonl", "export/hf/model.safetensors",
+    )  # fmt: skip
     found = {
         str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
         for pattern in patterns
