@@ -195,6 +195,7 @@ def _context(found: Collected) -> dict[str, Any]:
         "drifts": tables.drifts(found),
         "mixed": mixed,
         "notes": _notes(found),
+        "has_baseline": any(map(is_baseline, found.latency)),
         "events": found.events[:20],
         "training_facts": tables.training_facts(found),
         "corpus_facts": tables.corpus_facts(found),
@@ -244,12 +245,7 @@ def _tiles(found: Collected) -> list[tuple[str, str, str]]:
     if (loss := at(summary, "final_validation_loss")) is not None:
         bigram = at(summary, "bigram_nll")
         tiles.append(("Held-out loss", fixed(loss, 2), f"bigram {fixed(bigram, 2)}" if bigram is not None else "nats"))
-    gains = [item for item in comparisons(found.results) if item.trained is not None]
-    if gains:
-        first = gains[0]
-        assert first.trained is not None
-        beside = f", from random {first.random.show(first.random.mean)}" if first.random else ""
-        tiles.append((short(first.task, 24), first.trained.show(first.trained.mean), f"{first.trained.metric}{beside}"))
+    tiles += _score_tile(found)
     if (parameters := at(summary, "parameters")) is not None:
         encoder = at(summary, "encoder_parameters")
         tiles.append(("Parameters", big(parameters), f"{big(encoder)} without embeddings" if encoder else ""))
@@ -264,6 +260,20 @@ def _tiles(found: Collected) -> list[tuple[str, str, str]]:
         note += f"; BERT-base takes {significant(ratio)} times as long" if ratio else ""
         tiles.append(("Latency", f"{milliseconds(row['median_ms'])}\u00a0ms", note))
     return tiles
+
+
+def _score_tile(found: Collected) -> list[tuple[str, str, str]]:
+    """The task's score, or the mean over tasks with bounded metrics that were also tried from random weights."""
+    pairs = [(item.trained, item.random) for item in comparisons(found.results) if item.trained]
+    both = [(trained, random) for trained, random in pairs if random and trained.points and random.points]
+    if len(both) > 1:
+        means = [sum(score.mean for score in side) / len(both) for side in zip(*both, strict=True)]
+        return [(f"Mean of {len(both)} tasks", fixed(means[0]), f"points, from random {fixed(means[1])}")]
+    return [
+        (short(trained.task, 24), trained.show(trained.mean),
+         trained.metric + (f", from random {random.show(random.mean)}" if random else ""))
+        for trained, random in pairs[:1]
+    ]  # fmt: skip
 
 
 def _missing(found: Collected) -> list[str]:

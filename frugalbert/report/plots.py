@@ -87,7 +87,7 @@ def curves(loss: Sequence[Curve], levels: dict[str, float], below: dict[str, Cur
                          fontsize=10.5)  # fmt: skip
         _window(top, loss, list(levels.values()))
         _title(top, "Loss (nats per masked token)")
-        top.legend(loc="upper right")
+        top.legend(loc="lower right", bbox_to_anchor=(1.0, 1.01), ncols=2, borderpad=0, columnspacing=1.2)
         for panel, (title, curve) in zip(panels[1:], below.items(), strict=True):
             _line(panel, curve, size)
             panel.set_ylim(bottom=0)

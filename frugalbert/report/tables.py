@@ -177,13 +177,15 @@ def _shown(form: Any, value: float | None) -> str:
 
 def fine_tuning(found: Collected) -> Table:
     rows: list[list[str]] = []
+    breaks: set[int] = set()
     for comparison in comparisons(found.results):
+        breaks.add(len(rows))
         for score in filter(None, (comparison.trained, comparison.random)):
             gain = comparison.gain if score is comparison.trained else None
             gap = NONE if gain is None else f"{'+' if gain > 0 else ''}{score.show(gain)}"
             rows.append([
                 comparison.task, INITS.get(score.init, score.init), score.metric,
-                score.show(score.mean) + (f" ± {score.show(score.std)}" if score.std is not None else ""),
+                score.show(score.mean) + (f" ± {score.show(score.std, 2)}" if score.std is not None else ""),
                 _interval(score), gap, score.show(score.majority) if score.majority is not None else NONE,
                 count(len(score.values)), count(score.row.get("train_examples")), count(score.row.get("dev_examples")),
             ])  # fmt: skip
@@ -192,7 +194,7 @@ def fine_tuning(found: Collected) -> Table:
         "Bounded metrics are in points (100 × metric). Gains are paired by seed. Intervals cover the choice of seed "
         "(Student’s t), not the choice of evaluation examples."
     )
-    return _limited("Fine-tuning results", head, rows, 3, note)
+    return replace(_limited("Fine-tuning results", head, rows, 3, note), breaks=frozenset(breaks - {0}))
 
 
 def _interval(score: Score) -> str:
@@ -228,7 +230,8 @@ def latency(found: Collected) -> Table:
         for row, ratio in pairs
     ]  # fmt: skip
     breaks = {index for index in range(1, len(pairs)) if setting(pairs[index][0]) != setting(pairs[index - 1][0])}
-    note = "Speed-up is against BERT-base in PyTorch at the same setting."
+    compared = any(ratio is not None for _, ratio in pairs)
+    note = "Speed-up is against BERT-base in PyTorch at the same setting." if compared else ""
     if any(row.get("noisy") is True for row in found.latency):
         note += " * Noisy: the repeats spread widely or the machine was busy."
     head = ("Model", "Device", "Threads", "Batch", "Length", "Median ms", "p90 ms", "Min ms", "Tokens/s", "Speed-up")

@@ -58,8 +58,8 @@ class Score:
     def unit(self) -> str:
         return "points" if self.points else self.metric
 
-    def show(self, value: float | None) -> str:
-        return fixed(value) if self.points else significant(value)
+    def show(self, value: float | None, digits: int = 3) -> str:
+        return fixed(value) if self.points else significant(value, digits)
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _task(comparison: Comparison) -> list[Verdict]:
     if trained is None:
         return [Verdict("note", f"{comparison.task}: only random initialisation was evaluated.")]
     number = len(trained.values)
-    spread = f" ± {trained.show(trained.std)}" if trained.std is not None and number > 1 else ""
+    spread = f" ± {trained.show(trained.std, 2)}" if trained.std is not None and number > 1 else ""
     text = f"{comparison.task}: {trained.metric} {trained.show(trained.mean)}{spread}"
     text += f" over {number} seeds" if number > 1 else " with one seed"
     weak = trained.majority is not None and trained.metric not in LOWER_IS_BETTER and trained.mean <= trained.majority
@@ -204,7 +204,10 @@ def _task(comparison: Comparison) -> list[Verdict]:
         interval = f"95\u00a0% interval {trained.show(low)} to {trained.show(high)}"
         mark, shown = ("good", True) if low > 0 else ("note", False)
     if trained.show(abs(gain)) == trained.show(0.0):
-        text, mark = f"{text}; no better than random initialisation ({interval}).", "bad" if shown else "note"
+        text, mark = (
+            f"{text}; no better than random initialisation ({interval}).",
+            "bad" if comparison.interval and shown else "note",
+        )
     elif gain > 0 and not shown:
         text += f"; {size} above random initialisation, but the {interval} includes no gain: not shown to be better."
     elif gain > 0:

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from frugalbert.report.collect import Collected
+from frugalbert.report.page import _score_tile
 from frugalbert.report.plots import thinned
 from frugalbert.report.verdicts import comparisons, paired, verdicts
 from frugalbert.report.wording import MASKED, big, clean, count, fixed, percent, short, significant, size, tick, took
@@ -121,6 +122,14 @@ def test_lower_is_better_for_errors():
     [(mark, text)] = said(results=rows)
     assert mark == "good"
     assert "beats random initialisation by 1.03 mse" in text
+
+
+def test_the_headline_is_the_mean_over_tasks():
+    rows = [{**row, "task": task} for task in "ab" for row in results([0.6, 0.7], [0.4, 0.4])]
+    rows += [{**row, "task": "c", "metric": "mse"} for row in results([3.0], [4.0])]
+    assert _score_tile(Collected("a", "a", results=rows[:2])) == [("a", "65.0", "accuracy, from random 40.0")]
+    assert _score_tile(Collected("a", "a", results=rows)) == [("Mean of 2 tasks", "65.0", "points, from random 40.0")]
+    assert _score_tile(Collected("a", "a")) == []
 
 
 def test_the_gain_in_the_results_is_the_gain_on_the_page():
