@@ -200,7 +200,7 @@ def _task_cost(task: str, source: Path, inputs: dict[str, Path], out: Path) -> d
             onnx.export_onnx(model, Path(folder) / "model.onnx")
             ready = Path(folder) / "int8.onnx"
             onnx.quantize(Path(folder) / "model.onnx", ready)
-        return quality.task_cost(model, ready, source, examples)
+        return quality.task_cost(model, ready, examples)
 
 
 def _latency(model: Any, section: Export, out: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from frugalbert import run
 from frugalbert.measure import onnx
-from frugalbert.measure.models import max_length, quiet
+from frugalbert.measure.models import max_length
 from frugalbert.measure.session import feed, open_session
 
 ROWS = 64
@@ -119,65 +118,65 @@ def _head(model: Any, hidden_PD: torch.Tensor) -> torch.Tensor:
 def task_examples(finetune: Path, task: str) -> list[dict[str, Any]]:
     """Up to 512 of a task's development examples, evenly from all that the stage `finetune` kept; [] if it kept none.
 
-    `text`, perhaps `text_b`, and `label`: a class, a list of labels or a number. Raises ValueError for a damaged file.
+    `input_ids`, perhaps `token_type_ids`, and `gold`: a class, a list of labels or a number. Raises ValueError for a
+    damaged file.
     """
-    path = finetune / task / "dev.jsonl"
-    if not path.is_file():
+    tokens = finetune / task / "dev-tokens.jsonl"
+    answers = sorted((finetune / task).glob("pretrained-seed*/predictions.jsonl"))
+    if not tokens.is_file() or not answers:
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    chosen = [lines[number * len(lines) // EXAMPLES] for number in range(EXAMPLES)] if len(lines) > EXAMPLES else lines
+    rows, golds = (path.read_text(encoding="utf-8").splitlines() for path in (tokens, answers[0]))
+    count = len(rows)
+    chosen = range(count) if count <= EXAMPLES else [number * count // EXAMPLES for number in range(EXAMPLES)]
     try:
-        return [json.loads(line) for line in chosen]
-    except ValueError:
-        raise ValueError(f"{path} is damaged; build the stage again (`--redo finetune`)") from None
+        return [{**json.loads(rows[number]), "gold": json.loads(golds[number])["gold"]} for number in chosen]
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(
+            f"{tokens} and {answers[0]} do not belong together or are damaged; build them again (`--redo finetune`)"
+        ) from None
 
 
-def task_cost(model: Any, path: Path, source: Path, examples: list[dict[str, Any]]) -> dict[str, Any]:
+def task_cost(model: Any, path: Path, examples: list[dict[str, Any]]) -> dict[str, Any]:
     """A classifier's metric on its development examples, by PyTorch and by its int8 file, and how often they agree.
 
     Accuracy for classes, micro-averaged F1 for several labels, Pearson's correlation for numbers (agreement: between
-    both). `source` = the model's directory, with its tokenizer.
+    the two).
     """
     session = open_session(path)
     outputs: list[list[np.ndarray]] = [[], []]
-    golds: list[Any] = []
-    for inputs, labels in _encoded(source, model, examples):
+    examples = sorted(examples, key=lambda example: len(example["input_ids"]))
+    for start in range(0, len(examples), BATCH):
+        inputs = _padded(examples[start : start + BATCH], model)
         for found, values in zip(outputs, onnx.outputs_of(model, session, inputs), strict=True):
             found.append(values.numpy())
-        golds += labels
         run.check_stop()
     kind = model.config.problem_type
-    gold = _gold(golds, model.config, kind)
+    gold = _gold([example["gold"] for example in examples], model.config, kind)
     before, after = (_decide(np.concatenate(found), kind) for found in outputs)
     score = {name: _score(found, gold, kind) for name, found in (("fp32", before), ("int8", after))}
     same = _score(after, before, kind) if kind == "regression" else float(np.mean(before == after))
     name = {"regression": "pearson", "multi_label_classification": "micro_f1"}.get(kind or "", "accuracy")
-    return {"metric": name, **score, "drop": score["fp32"] - score["int8"], "agreement": same, "examples": len(golds)}
+    return {
+        "metric": name,
+        **score,
+        "drop": score["fp32"] - score["int8"],
+        "agreement": same,
+        "examples": len(examples),
+    }
 
 
-def _encoded(source: Path, model: Any, examples: list[dict[str, Any]]) -> Iterator[tuple[Batch, list[Any]]]:
-    """Batches of texts of similar length, tokenised as in fine-tuning, and their labels."""
-    from transformers import AutoTokenizer
-
-    with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    examples = sorted(examples, key=lambda example: len(example["text"]) + len(example.get("text_b", "")))
-    for start in range(0, len(examples), BATCH):
-        part = examples[start : start + BATCH]
-        second = [example["text_b"] for example in part] if "text_b" in part[0] else None
-        found = tokenizer(
-            [example["text"] for example in part],
-            second,
-            truncation="longest_first",
-            max_length=min(tokenizer.model_max_length, max_length(model.config) or tokenizer.model_max_length),
-            padding=True,
-            return_tensors="pt",
-            split_special_tokens=True,  # "[SEP]" in a text is text
-        )
-        inputs = {"input_ids": found["input_ids"], "attention_mask": found["attention_mask"]}
-        if onnx.takes_token_types(model):
-            inputs["token_type_ids"] = found.get("token_type_ids", torch.zeros_like(found["input_ids"]))
-        yield inputs, [example["label"] for example in part]
+def _padded(examples: list[dict[str, Any]], model: Any) -> Batch:
+    shape = (len(examples), max(len(example["input_ids"]) for example in examples))
+    batch = {"input_ids": torch.full(shape, model.config.pad_token_id or 0)}
+    batch["attention_mask"] = torch.zeros(shape, dtype=torch.long)
+    if onnx.takes_token_types(model):
+        batch["token_type_ids"] = torch.zeros(shape, dtype=torch.long)
+    for row, example in enumerate(examples):
+        length = len(example["input_ids"])
+        batch["attention_mask"][row, :length] = 1
+        for name in batch.keys() & example.keys():
+            batch[name][row, :length] = torch.tensor(example[name])
+    return batch
 
 
 def _gold(golds: list[Any], config: Any, kind: str | None) -> np.ndarray:

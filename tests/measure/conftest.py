@@ -80,8 +80,11 @@ def run_inputs(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) ->
     folder = inputs["finetune"] / "updown"
     spread_out(FrugalForSequenceClassification(config)).save_pretrained(folder / "model")
     AutoTokenizer.from_pretrained(tokenizer_dir).save_pretrained(folder / "model")
-    dev = [{"text": f"word{number} word3", "label": ("up", "down")[number % 2]} for number in range(30)]
-    (folder / "dev.jsonl").write_text("".join(json.dumps(line) + "\n" for line in dev))
+    tokens = [{"input_ids": [2, 5 + number, 9, 3], "token_type_ids": [0, 0, 1, 1]} for number in range(30)]
+    (folder / "dev-tokens.jsonl").write_text("".join(json.dumps(line) + "\n" for line in tokens))
+    (folder / "pretrained-seed0").mkdir()
+    golds = [json.dumps({"gold": ("up", "down")[number % 2]}) + "\n" for number in range(30)]
+    (folder / "pretrained-seed0" / "predictions.jsonl").write_text("".join(golds))
     inputs["shards"].mkdir()
     write_shards(inputs["shards"], random_documents(np.random.default_rng(0), 200, 256), (32,), vocab_size=256)
     return {**inputs, "tokenizer": tokenizer_dir}

@@ -96,27 +96,23 @@ def test_masked_tokens(shards: Path, stock_dir: Path, monkeypatch: pytest.Monkey
 
 # ---- tasks ----------------------------------------------------------------------------------------------------------
 
-TEXTS = [f"word{number} word{number * 7 % 250} [SEP] word9" for number in range(20)]
+TOKENS = [{"input_ids": [2, *range(5 + number, 5 + 2 * number), 3]} for number in range(20)]
 
 
-def classifier(folder: Path, tokenizer: Path, kind: str, labels: list[str]) -> Any:
-    """A stock classifier saved with its tokenizer, and loaded again."""
-    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+def classifier(kind: str, labels: list[str]) -> Any:
+    from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
         vocab_size=256, max_position_embeddings=64, problem_type=kind, **SIZES,
         id2label=dict(enumerate(labels)), label2id={name: number for number, name in enumerate(labels)},
     )  # fmt: skip
-    spread_out(BertForSequenceClassification(config)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
-    return load_model(folder)
+    return spread_out(BertForSequenceClassification(config))
 
 
-def own_answer(model: Any, folder: Path, kind: str, text: str) -> Any:
-    """What the model itself says of a text: as label it makes the model's score perfect."""
-    ((inputs, _),) = quality._encoded(folder, model, [{"text": text, "label": None}])
+def own_answer(model: Any, kind: str, ids: list[int]) -> Any:
+    """What the model itself says of an example: as its label it makes the model's score perfect."""
     with torch.inference_mode():
-        logits = model(**inputs).logits[0]
+        logits = model(torch.tensor([ids])).logits[0]
     if kind == "regression":
         return logits[0].item()
     names = model.config.id2label
@@ -133,46 +129,44 @@ def own_answer(model: Any, folder: Path, kind: str, text: str) -> Any:
         ("regression", ["score"], "pearson"),
     ],
 )
-def test_task_metric_and_its_drop(
-    kind: str, labels: list[str], metric: str, tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
-):
-    model = classifier(tmp_path, tokenizer_dir, kind, labels)
-    examples = [{"text": text, "label": own_answer(model, tmp_path, kind, text)} for text in TEXTS]
+def test_task_metric_and_its_drop(kind: str, labels: list[str], metric: str, monkeypatch: pytest.MonkeyPatch):
+    model = classifier(kind, labels)
+    examples = [{**tokens, "gold": own_answer(model, kind, tokens["input_ids"])} for tokens in TOKENS]
     monkeypatch.setattr(quality, "open_session", lambda path: Session(model))
-    same = quality.task_cost(model, Path(), tmp_path, examples)
+    same = quality.task_cost(model, Path(), examples)
     expected = {"metric": metric, "fp32": 1.0, "int8": 1.0, "drop": 0.0, "agreement": 1.0, "examples": 20}
     assert same == pytest.approx(expected)
     monkeypatch.setattr(quality, "open_session", lambda path: Session(model, lambda logits: -logits))
-    other = quality.task_cost(model, Path(), tmp_path, examples)
+    other = quality.task_cost(model, Path(), examples)
     assert other["fp32"] == pytest.approx(1.0)
     assert other["int8"] < 0.5
     assert other["drop"] == pytest.approx(other["fp32"] - other["int8"])
     assert other["agreement"] < 0.5
 
 
-def test_pairs_and_cuts(tmp_path: Path, tokenizer_dir: Path):
-    model = classifier(tmp_path, tokenizer_dir, "single_label_classification", ["a", "b"])
-    long = " ".join(["word1"] * 200)
-    examples = [
-        {"text": long, "text_b": "word2 word3", "label": "a"},
-        {"text": "word4", "text_b": "word5", "label": "b"},
-    ]
-    ((inputs, labels),) = quality._encoded(tmp_path, model, examples)
-    assert labels == ["b", "a"]  # the shorter one first
-    assert inputs["input_ids"].shape == (2, 64)
-    assert inputs["token_type_ids"][0][:6].tolist() == [0, 0, 0, 1, 1, 0]
-    assert inputs["attention_mask"][0].sum() == 5
+def test_padding_of_examples():
+    model = classifier("single_label_classification", ["a", "b"])
+    examples = [{"input_ids": [2, 7, 3], "token_type_ids": [0, 1, 1]}, {"input_ids": [2, 3]}]
+    batch = quality._padded(examples, model)
+    assert batch["input_ids"].tolist() == [[2, 7, 3], [2, 3, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch["token_type_ids"].tolist() == [[0, 1, 1], [0, 0, 0]]
 
 
 def test_examples_are_spread_over_the_file(tmp_path: Path):
     folder = tmp_path / "task"
-    folder.mkdir()
+    (folder / "pretrained-seed3").mkdir(parents=True)
     assert quality.task_examples(tmp_path, "task") == []
-    lines = [json.dumps({"text": str(number), "label": "a"}) for number in range(2000)]
-    (folder / "dev.jsonl").write_text("\n".join(lines) + "\n")
-    found = [int(example["text"]) for example in quality.task_examples(tmp_path, "task")]
-    assert (len(found), found[0]) == (512, 0)
-    assert found[-1] > 1990
-    (folder / "dev.jsonl").write_text('{"text": "torn')
-    with pytest.raises(ValueError, match="dev.jsonl is damaged"):
-        quality.task_examples(tmp_path, "task")
+    lines = [json.dumps({"input_ids": [number]}) for number in range(2000)]
+    answers = [json.dumps({"gold": f"label {number}"}) for number in range(2000)]
+    (folder / "dev-tokens.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "pretrained-seed3" / "predictions.jsonl").write_text("\n".join(answers) + "\n")
+    found = quality.task_examples(tmp_path, "task")
+    numbers = [example["input_ids"][0] for example in found]
+    assert (len(numbers), numbers[0]) == (512, 0)
+    assert numbers[-1] > 1990
+    assert found[7]["gold"] == f"label {numbers[7]}"
+    for text in ('{"gold": "torn', "", "7"):
+        (folder / "pretrained-seed3" / "predictions.jsonl").write_text(text)
+        with pytest.raises(ValueError, match="do not belong together or are damaged"):
+            quality.task_examples(tmp_path, "task")
