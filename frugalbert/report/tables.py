@@ -191,8 +191,8 @@ def fine_tuning(found: Collected) -> Table:
             ])  # fmt: skip
     head = ("Task", "Start", "Metric", "Mean ± std", "95\u00a0% interval", "Gain", "Majority", "Seeds", "Train", "Dev")
     note = (
-        "Bounded metrics are in points (100 × metric). Gains are paired by seed. Intervals cover the choice of seed "
-        "(Student’s t), not the choice of evaluation examples."
+        "Bounded metrics are in points (100 × metric). Gains are paired by seed; positive is better. Intervals cover "
+        "the choice of seed (Student’s t), not of evaluation examples."
     )
     return replace(_limited("Fine-tuning results", head, rows, 3, note), breaks=frozenset(breaks - {0}))
 
