@@ -99,8 +99,10 @@ def publish(path: Path | str) -> Generator[Path]:
     work = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
     try:
         yield work
+        readable = 0o666 & ~_umask()  # safetensors writes files that only their owner can read
         for file in sorted(work.rglob("*")):
             if file.is_file():
+                file.chmod(readable)
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
         work.chmod(0o777 & ~_umask())

@@ -61,6 +61,8 @@ def test_all_forms(stock_export: Path, stock_dir: Path):
         there = {path.name for path in (stock_export / name).iterdir()}
         assert {"README.md", "config.json", "tokenizer.json", "tokenizer_config.json"} <= there
         assert (stock_export / name / "tokenizer.json").read_bytes() == (stock_dir / "tokenizer.json").read_bytes()
+        modes = {path.stat().st_mode & 0o777 for path in (stock_export / name).iterdir()}
+        assert len(modes) == 1  # weights are as readable as their card
     assert ModelCard.load(stock_export / "hf" / "README.md").data.license == "mit"
     assert not list(stock_export.parent.glob(".tmp-*"))
 
