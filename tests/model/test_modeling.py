@@ -141,6 +141,9 @@ def test_what_comes_out():
         state, pooled = model(ids, return_dict=False)
     assert [tuple(x.shape) for x in output.hidden_states] == [(2, 5, 16)] * 3
     assert output.hidden_states[-1] is output.last_hidden_state
+    first, second = (layer(x, None, None) for layer, x in zip(model.layers, output.hidden_states, strict=False))
+    assert torch.equal(first, output.hidden_states[1])
+    assert torch.equal(second, output.hidden_states[2])
     assert torch.equal(state, output.last_hidden_state)
     assert torch.equal(pooled, output.pooler_output)
     assert model(ids).hidden_states is None
