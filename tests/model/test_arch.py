@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from frugalbert.model.arch import FAMILIES, PRESETS, Arch, LayerArch
 from tests.model.archs import archs
 
-EVEN = settings(derandomize=True, deadline=None, max_examples=100)
+EVEN = settings(derandomize=True, deadline=None, max_examples=60)
 
 
 @EVEN

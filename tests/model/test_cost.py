@@ -26,7 +26,7 @@ def count(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(derandomize=True, deadline=None, max_examples=40)
 @given(archs(), st.sampled_from(cost.HEADS), st.integers(2, 5))
 def test_parameters_are_the_models(arch: Arch, head: str, labels: int):
     model = on_meta(arch, head, num_labels=labels)
@@ -47,7 +47,7 @@ def labels_for(head: str, batch: int, length: int, masked: int) -> dict[str, tor
     return {"labels": torch.zeros(shape[head]).long()} if head in shape else {}
 
 
-@settings(derandomize=True, deadline=None, max_examples=25)
+@settings(derandomize=True, deadline=None, max_examples=15)
 @given(archs(windows=False), st.sampled_from(cost.HEADS), st.integers(1, 3), st.integers(1, 9), st.integers(1, 4))
 def test_operations_are_the_models(arch: Arch, head: str, batch: int, length: int, masked: int):
     model = on_meta(arch, head, num_labels=3).train()

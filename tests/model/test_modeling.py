@@ -206,7 +206,7 @@ def test_bf16_training_is_fp32_training_up_to_rounding(line: str):
     assert (exact - rounded).norm() < 0.05 * exact.norm()
 
 
-@EACH
+@pytest.mark.parametrize("line", [BERT, MODERN])
 def test_export_with_free_sizes(line: str):
     """What ONNX export needs: one graph for any batch and length."""
     model = build(line, "mlm")
