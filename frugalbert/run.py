@@ -119,6 +119,15 @@ def publish(path: Path | str) -> Generator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def sweep(directory: Path) -> None:
+    """Remove what killed writers left below `directory`; call it under the run's lock, when nobody writes."""
+    for leftover in list(directory.rglob(".tmp-*")):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
 def sha256(path: Path | str) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:

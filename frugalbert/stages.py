@@ -182,6 +182,7 @@ def run(config: Config, directory: Path, folder: Path, *, only: str | None = Non
         raise _unwritable(directory, error) from None
     with lock:
         if main:
+            files.sweep(directory)
             prepare(config, directory, folder)
         for name in redo if main else ():
             _move_aside(config, directory, name)

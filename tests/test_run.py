@@ -182,3 +182,12 @@ def test_numbers_are_short():
         "x",
         "True",
     ]
+
+
+def test_sweep_removes_what_killed_writers_left(tmp_path):
+    (tmp_path / "stage" / ".tmp-model-x").mkdir(parents=True)
+    (tmp_path / "stage" / ".tmp-model-x" / "half").write_text("")
+    (tmp_path / ".tmp-run.yaml-y").write_text("")
+    (tmp_path / "stage" / "kept").write_text("")
+    run.sweep(tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["stage", "stage/kept"]
