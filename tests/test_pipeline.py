@@ -135,7 +135,7 @@ def test_sigterm_in_training_is_143_and_continues_to_the_same_weights(finished, 
 
 
 def test_killed_again_and_again_in_every_stage_it_ends_the_same(finished, tmp_path):
-    """At least 20 kill points: every stage is killed early, in the middle and late in the time it took when left alone."""
+    """At least 20 kill points: every stage is killed early, in the middle and late in its usual time."""
     _write_project(tmp_path)
     run, generator, killed = tmp_path / "runs" / "tiny", random.Random(1), 0
     for stage in STAGES:
