@@ -9,6 +9,7 @@ everything else is a pure function of them.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import queue
 import sys
@@ -107,6 +108,14 @@ def set_threads(machine: Machine) -> int:
     return threads
 
 
+def keep_heap() -> None:
+    """Let glibc keep the memory it has got for the next step: page faults are a tenth of a small model's CPU step."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for option, value in ((-1, 1 << 30), (-2, 1 << 26), (-4, 0)):  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX
+            libc.mallopt(option, value)
+
+
 # ---- ranks -----------------------------------------------------------------------------------------------------------
 
 
@@ -132,6 +141,8 @@ def start(machine: Machine) -> torch.device:
     """
     set_threads(machine)
     device = pick_device(machine)
+    if device.type == "cpu":
+        keep_heap()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         import torch.distributed as group
 

@@ -32,7 +32,7 @@ from frugalbert.train.summary import announce, summarise
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-CPU_TOKENS, GPU_TOKENS = 4096, 131072  # in one micro-batch, unless the YAML says otherwise
+ACTIVATIONS = {"cpu": 1 << 30, "cuda": 16 << 30}  # bytes of one micro-batch, unless the YAML says otherwise
 COMPILE_FROM_SECONDS = 600.0
 
 
@@ -67,7 +67,7 @@ def build(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Machin
             write_model=writer(product(model), tokenizer),
             prefix="discriminator." if section.objective == "rtd" else "",
             trackers=dist.Trackers(machine.trackers, out.parent.name, out / "trackers"),
-            micro_batch=first_micro_batch(section, machine, device, lengths[0]),
+            micro_batch=first_micro_batch(section, machine, device, model, lengths[0]),
             micro_batch_fixed=machine.micro_batch != "auto",
             trial=device.type == "cuda" or compiled,
         )
@@ -146,7 +146,7 @@ def make_model(section: Pretrain, folder: Path, longest: int, vocabulary: Vocabu
     kind = FrugalForReplacedTokenDetection if section.objective == "rtd" else FrugalForMaskedLM
     if section.start is None:
         config = FrugalConfig.from_arch(arch, vocabulary.size, vocabulary.pad, section.dropout)
-        model: nn.Module = kind(config)
+        model: Any = kind(config)
     else:
         model = start_from(section, folder, kind, vocabulary)
         arch = model.config.to_arch()
@@ -198,12 +198,20 @@ def compile_blocks(model: nn.Module, section: Pretrain, machine: Machine, device
     return bool(wanted)
 
 
-def first_micro_batch(section: Pretrain, machine: Machine, device: torch.device, length: int) -> int:
-    """Sequences in memory at once: what the YAML says, else a number of tokens that suits the device."""
+def first_micro_batch(section: Pretrain, machine: Machine, device: torch.device, model: nn.Module, length: int) -> int:
+    """Sequences in memory at once: what the YAML says, else as many as an estimate of their activations allows.
+
+    Few large pieces are faster: each one casts and differentiates the whole vocabulary. A GPU that has less memory than
+    the estimate wants halves it in the trial before the first step.
+    """
     share = -(-section.batch_size // dist.world())
     if machine.micro_batch != "auto":
         return min(share, machine.micro_batch)
-    return min(share, max(1, (GPU_TOKENS if device.type == "cuda" else CPU_TOKENS) // length))
+    config = product(model).config
+    layers = config.to_arch().layers
+    per_token = sum(40 * layer.hidden + 10 * layer.ffn + 6 * layer.heads * length for layer in layers)
+    per_token += 6 * max(section.mask.rate) * config.vocab_size
+    return min(share, max(1, int(ACTIVATIONS[device.type] / (per_token * length))))
 
 
 # ---- what the loop calls ---------------------------------------------------------------------------------------------
@@ -216,6 +224,9 @@ def product(model: nn.Module) -> Any:
 
 def writer(model: Any, tokenizer: PreTrainedTokenizerFast) -> Callable[[Path, dict[str, Tensor]], None]:
     """Writes weights as a Hugging Face directory with configuration, code and tokenizer."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # one of its own for every checkpoint
 
     def write(path: Path, weights: dict[str, Tensor]) -> None:
         model.save_pretrained(path, state_dict=weights)

@@ -15,9 +15,10 @@ import torch
 
 from frugalbert import dist
 from frugalbert.config import Pretrain
-from frugalbert.data.masking import IGNORED, restore
+from frugalbert.data.masking import IGNORED, documents, restore
 from frugalbert.data.ngram import baselines
 from frugalbert.model.arch import Arch
+from frugalbert.model.cost import training_flops
 from frugalbert.progress import duration, number
 from frugalbert.run import say
 from frugalbert.train.batches import HeldOut, Sampler, mask_rate
@@ -55,17 +56,26 @@ def gemm_ceiling(arch: Arch, tokens: int, device: torch.device, precision: str, 
     return 6.0 * tokens * sum(inputs * outputs for inputs, outputs in shapes) / best
 
 
-def flops_per_token(run: Run, rate: float, length: int) -> float:
-    """Useful training FLOPs of one token; ELECTRA's generator and discriminator together."""
-    from frugalbert.model.cost import training_flops
-
+def flops_per_token(run: Run, section: Pretrain, sampler: Sampler) -> float:
+    """Useful training FLOPs of one real token, at the masking rate of the middle of the budget."""
+    rate, length = mask_rate(section.mask, 0.5), _attended(section, sampler)
     if isinstance(run.model, Electra):
         small, large = run.model.generator.config, run.model.discriminator.config
         return training_flops(small.to_arch(), small.vocab_size, length, rate) + training_flops(
-            large.to_arch(), 1, length, 1.0
+            large.to_arch(), large.vocab_size, length, 0.0, head="rtd"
         )
-    config = run.model.config
-    return training_flops(config.to_arch(), config.vocab_size, length, rate)
+    return training_flops(run.model.config.to_arch(), run.model.config.vocab_size, length, rate)
+
+
+def _attended(section: Pretrain, sampler: Sampler, rows: int = 512) -> float:
+    """How many tokens a token may see on average: the rows' length, or sum(len^2) / sum(len) over their documents."""
+    found = sampler.sets[sampler.first]
+    ids = torch.from_numpy(found.take(np.arange(min(rows, found.rows))).astype(np.int64))
+    document_ids = documents(ids, sampler.vocabulary.to("cpu"))[0]
+    if not section.isolate_documents:
+        return float((document_ids > 0).sum(1).double().mean())
+    sizes = torch.nn.functional.one_hot(document_ids)[..., 1:].sum(1).double()
+    return float((sizes**2).sum() / sizes.sum())
 
 
 def announce(run: Run, section: Pretrain, sampler: Sampler) -> float:
@@ -83,7 +93,7 @@ def announce(run: Run, section: Pretrain, sampler: Sampler) -> float:
         f"{dist.world()} {run.device.type}, {torch.get_num_threads()} threads, {run.precision} "
         f"({number(ceiling)} FLOP/s at best); optimizer {section.optimizer}, curve {section.curve}"
     )
-    speed = EXPECTED_SHARE * ceiling / flops_per_token(run, mask_rate(section.mask, 0.5), length)
+    speed = EXPECTED_SHARE * ceiling / flops_per_token(run, section, sampler)
     steps, seconds = _expected(run, sampler, speed)
     say(f"pretrain: budget {section.budget}: about {number(round(steps))} steps, {duration(seconds)}")
     return ceiling
@@ -119,7 +129,7 @@ def summarise(run: Run, section: Pretrain, sampler: Sampler, held_out: HeldOut, 
     parameters, embeddings, encoder = _parameters(run)
     busy = state.costs.get("train", 0.0) + state.costs.get("wait", 0.0)
     speed = state.tokens / max(busy, 1e-9)
-    flops = flops_per_token(run, mask_rate(section.mask, 0.5), sampler.first)
+    flops = flops_per_token(run, section, sampler)
     costs = {name: round(state.costs.get(name, 0.0), 3) for name in COSTS}
     ngrams = _baselines(sampler, held_out)
     loss, accuracy = (state.validation.get(f"validation_{name}") for name in ("loss", "accuracy"))
