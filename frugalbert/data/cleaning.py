@@ -84,7 +84,7 @@ def tidy(text: str, where: tuple[str, int] = ("", 0), counts: Counts | None = No
         text = ODD.sub("", SPACING.sub(" ", text))
     if not (text.isascii() or unicodedata.is_normalized("NFC", text)):
         text = unicodedata.normalize("NFC", text)
-    if _may_hold_long_words(text):
+    if len(text) > MAX_WORD and _may_hold_long_words(text):
         text, number = LONG_WORD.subn(_split_word, text)
         if number and counts is not None:
             counts.repair(f"{where[0]}:{where[1]}", "words over 1,000 characters split", number)

@@ -86,7 +86,7 @@ def build(section: Corpus, inputs: dict[str, Path], out: Path, machine: Machine)
     if section.dedup == "near":
         _need_datasketch()
     tasks = _tasks(section, sources, inputs["yaml"], out)
-    identity = run.fingerprint([{**task, "work": ""} for task in tasks])
+    identity = run.fingerprint([section.model_dump(mode="json"), [{**task, "work": ""} for task in tasks]])
     work = out / WORK
     if (out / INDEX).exists() and (out / "identity").exists() and (out / "identity").read_text() == identity:
         _forget(work)
@@ -102,12 +102,21 @@ def build(section: Corpus, inputs: dict[str, Path], out: Path, machine: Machine)
         label="corpus",
         observe=lambda: {"MB written": sum(path.stat().st_size for path in work.glob("*.zst")) / 1e6},
     )
-    kept = _decide(section, sources, tasks, prepared)
-    outputs = _outputs(tasks, prepared, kept, out)
-    _write(outputs, work, workers, machine.scheduler)
-    index = _sum_up(section, sources, tasks, prepared, kept, outputs)
-    run.write_atomic(out / "dropped.jsonl", _examples(tasks, kept))
+    found = _decide(section, sources, tasks, prepared)
+    outputs = _outputs(found, out)
+    _write(outputs, out, workers, machine.scheduler)
+    run.write_atomic(out / "dropped.jsonl", _examples(tasks, found))
     _remove_others(out, outputs)
+    index = {
+        "format": 1,
+        "files": outputs,
+        "documents": sum(entry["documents"] for entry in outputs),
+        "held_out_documents": sum(entry["held_out"] for entry in outputs),
+        "characters": sum(entry["characters"] for entry in outputs),
+        "sources": _sum_up(section, tasks, prepared, found),
+        "licence": section.licence,
+        "held_out": section.held_out,
+    }
     run.write_json(out / INDEX, index)
     run.write_atomic(out / "identity", identity)
     _forget(work)
@@ -164,31 +173,40 @@ def _units(options: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     return units
 
 
-def _stem(task: dict[str, Any]) -> Path:
-    return Path(task["work"]) / f"unit-{task['number']:06d}"
-
-
 # ---- what stays -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Part:
+    """A part with what happens to its documents: `codes` of `dedup`, and how often each enters the corpus."""
+
+    path: Path
+    entry: dict[str, Any]
+    task: dict[str, Any]
+    codes: np.ndarray
+    copies: np.ndarray
 
 
 def _decide(
     section: Corpus, sources: list[dict[str, Any]], tasks: list[dict[str, Any]], prepared: list[dict[str, Any]]
-) -> list[np.ndarray]:
-    """For each unit, what happens to its documents (a code of `dedup`); also writes how often each enters the corpus.
-
-    Raises ValueError if nothing is left to train on or to hold out.
-    """
-    codes = dedup.decide([_stem(task) for task in tasks], section.dedup, section.near_threshold)
+) -> list[Part]:
+    """All parts in corpus order. Raises ValueError if nothing is left to train on or to hold out."""
+    found = [(task, entry) for task, result in zip(tasks, prepared, strict=True) for entry in result["parts"]]
+    paths = [Path(task["work"]) / entry["name"] for task, entry in found]
+    sizes = [entry["documents"] for _, entry in found]
+    decided = dedup.decide(paths, sizes, section.dedup, section.near_threshold)
     held_out = train = 0
-    for task, unit in zip(tasks, codes, strict=True):
-        records = parts.load(_stem(task), "records")
+    result: list[Part] = []
+    for path, (task, entry), codes in zip(paths, found, decided, strict=True):
+        records = parts.load(path, "records")
         held = records[:, parts.HELD_OUT] == 1
-        number = dedup.copies(records[:, parts.HASH], held, sources[task["source"]]["weight"])
-        number[unit != dedup.KEPT] = 0
-        unit[(unit == dedup.KEPT) & (number == 0)] = dedup.THINNED
-        parts.save(_stem(task), "copies", number)
-        held_out += int((number[held] > 0).sum())
-        train += int((number[~held] > 0).sum())
+        copies = dedup.copies(records[:, parts.HASH], held, sources[task["source"]]["weight"])
+        copies[codes != dedup.KEPT] = 0
+        codes[(codes == dedup.KEPT) & (copies == 0)] = dedup.THINNED
+        parts.save(path, ".copies.npz", copies=copies)
+        held_out += int((copies[held] > 0).sum())
+        train += int((copies[~held] > 0).sum())
+        result.append(Part(path, entry, task, codes, copies))
     if not held_out + train:
         dropped = Counter(reason for found in prepared for reason in found["dropped"])
         why = f" (dropped as: {', '.join(dropped)})" if dropped else ""
@@ -199,46 +217,42 @@ def _decide(
             f"with; write held_out: {min(0.4, max(20 / (train + held_out), section.held_out)):.2g}, or give more "
             "documents (format: lines or paragraphs makes several of one file)"
         )
-    return codes
+    return result
 
 
-def _outputs(
-    tasks: list[dict[str, Any]], prepared: list[dict[str, Any]], kept: list[np.ndarray], out: Path
-) -> list[dict[str, Any]]:
+def _outputs(found: list[Part], out: Path) -> list[dict[str, Any]]:
     """The entry of each document file to be written: all parts in order, then the second copies of those that weigh
-    more, and so on. `task` is what `parts.select` needs, or None if the part is taken whole."""
+    more, and so on. `select` is the task for `parts.select`, `whole` the part if it is taken as it is."""
     outputs: list[dict[str, Any]] = []
-    counts = [np.asarray(parts.load(_stem(task), "copies")) for task in tasks]
-    most = max((int(unit.max()) for unit in counts if len(unit)), default=0)
-    for copy in range(most):
-        for task, found, count in zip(tasks, prepared, counts, strict=True):
-            records = parts.load(_stem(task), "records")
-            first = 0
-            for part in found["parts"]:
-                rows = slice(first, first + part["documents"])
-                chosen = count[rows] > copy
-                entry = {
-                    "name": f"documents-{len(outputs):05d}.jsonl.zst",
-                    "documents": int(chosen.sum()),
-                    "held_out": int(records[rows, parts.HELD_OUT][chosen].sum()),
-                    "characters": int(records[rows, parts.CHARACTERS][chosen].sum()),
-                }
-                work = {"part": str(Path(task["work"]) / part["name"]), "out": str((out / entry["name"]).resolve())}
-                select = {"keep": f"{_stem(task)}.copies.npy", "first": first, "copy": copy, "sha256": part["sha256"]}
-                first += part["documents"]
-                if chosen.all():
-                    outputs.append({**entry, "bytes": part["bytes"], "sha256": part["sha256"], "whole": work})
-                elif chosen.any():
-                    outputs.append({**entry, "task": work | select})
+    for copy in range(max(int(part.copies.max()) for part in found)):
+        for part in found:
+            chosen = part.copies > copy
+            if not chosen.any():
+                continue
+            records = parts.load(part.path, "records")[chosen]
+            entry = {
+                "name": f"documents-{len(outputs):05d}.jsonl.zst",
+                "documents": len(records),
+                "held_out": int(records[:, parts.HELD_OUT].sum()),
+                "characters": int(records[:, parts.CHARACTERS].sum()),
+                "bytes": part.entry["bytes"],
+                "sha256": part.entry["sha256"],
+            }
+            if chosen.all():
+                entry["whole"] = str(part.path)
+            else:
+                task = {"part": str(part.path), "sha256": part.entry["sha256"], "copy": copy}
+                entry["select"] = task | {"out": str((out / entry["name"]).resolve())}
+            outputs.append(entry)
     return outputs
 
 
-def _write(outputs: list[dict[str, Any]], work: Path, workers: int, scheduler: str | None) -> None:
+def _write(outputs: list[dict[str, Any]], out: Path, workers: int, scheduler: str | None) -> None:
     """Bring every document file to its final name, and its size and checksum into its entry."""
-    wanted = [entry for entry in outputs if "task" in entry]
-    tasks = [entry.pop("task") for entry in wanted]
-    # The selection is quick and follows from the rest, so it is done anew after a kill rather than journalled.
-    journal = work / "select.jsonl"
+    wanted = [entry for entry in outputs if "select" in entry]
+    tasks = [entry.pop("select") for entry in wanted]
+    # Quick, and decided by what is in the parts rather than in the tasks: done anew after a kill.
+    journal = out / WORK / "select.jsonl"
     journal.unlink(missing_ok=True)
     results = run_tasks(
         parts.select, tasks, journal=journal, workers=workers, scheduler=scheduler, label="corpus: duplicates"
@@ -248,11 +262,12 @@ def _write(outputs: list[dict[str, Any]], work: Path, workers: int, scheduler: s
     for entry in outputs:
         run.check_stop()
         if whole := entry.pop("whole", None):
-            Path(whole["out"]).unlink(missing_ok=True)
+            target = out / entry["name"]
+            target.unlink(missing_ok=True)
             try:
-                os.link(whole["part"], whole["out"])
+                os.link(whole, target)
             except OSError:  # a file system without links
-                run.write_atomic(whole["out"], Path(whole["part"]).read_bytes())
+                run.write_atomic(target, Path(whole).read_bytes())
 
 
 def _remove_others(out: Path, outputs: list[dict[str, Any]]) -> None:
@@ -274,51 +289,40 @@ def _forget(work: Path) -> None:
 
 
 def _sum_up(
-    section: Corpus,
-    sources: list[dict[str, Any]],
-    tasks: list[dict[str, Any]],
-    prepared: list[dict[str, Any]],
-    kept: list[np.ndarray],
-    outputs: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """The index: files, totals, and what was read, repaired and dropped of each source."""
-    accounts = [
-        {"path": item["path"], "read": 0, "documents": 0, "characters": 0, "dropped": Counter(), "repaired": Counter()}
-        for item in sources
+    section: Corpus, tasks: list[dict[str, Any]], prepared: list[dict[str, Any]], found: list[Part]
+) -> list[dict[str, Any]]:
+    """What was read, repaired, dropped and kept of each source."""
+    sources = [item if isinstance(item, str) else item.path for item in section.sources]
+    accounts: list[dict[str, Any]] = [
+        {"path": path, "read": 0, "documents": 0, "characters": 0, "dropped": Counter(), "repaired": Counter()}
+        for path in sources
     ]
-    for task, found, codes in zip(tasks, prepared, kept, strict=True):
-        account, records = accounts[task["source"]], parts.load(_stem(task), "records")
-        number = parts.load(_stem(task), "copies").astype(np.int64)
-        account["read"] += found["read"]
-        account["documents"] += int(number.sum())
-        account["characters"] += int((number * records[:, parts.CHARACTERS].astype(np.int64)).sum())
-        account["dropped"].update(found["dropped"])
-        account["repaired"].update(found["repaired"])
-        account["dropped"].update(
-            {dedup.REASONS[code]: int(count) for code, count in enumerate(np.bincount(codes)) if code and count}
-        )
-    return {
-        "format": 1,
-        "files": outputs,
-        "documents": sum(entry["documents"] for entry in outputs),
-        "held_out_documents": sum(entry["held_out"] for entry in outputs),
-        "characters": sum(entry["characters"] for entry in outputs),
-        "sources": accounts,
-        "licence": section.licence,
-        "held_out": section.held_out,
-    }
+    for task, result in zip(tasks, prepared, strict=True):
+        account = accounts[task["source"]]
+        account["read"] += result["read"]
+        account["dropped"].update(result["dropped"])
+        account["repaired"].update(result["repaired"])
+    for part in found:
+        account, copies = accounts[part.task["source"]], part.copies.astype(np.int64)
+        characters = parts.load(part.path, "records")[:, parts.CHARACTERS].astype(np.int64)
+        account["documents"] += int(copies.sum())
+        account["characters"] += int((copies * characters).sum())
+        counts = np.bincount(part.codes)
+        account["dropped"].update({dedup.REASONS[code]: int(counts[code]) for code in np.flatnonzero(counts) if code})
+    return accounts
 
 
-def _examples(tasks: list[dict[str, Any]], kept: list[np.ndarray]) -> str:
+def _examples(tasks: list[dict[str, Any]], found: list[Part]) -> str:
     """The first KEPT_EXAMPLES losses as JSON lines: where, and why."""
     lines: list[dict[str, str]] = []
-    for task, codes in zip(tasks, kept, strict=True):
-        notes = run.read_json(f"{_stem(task)}.notes.json")
+    for task in tasks:
+        notes = run.read_json(f"{parts.unit_stem(task)}.notes.json")
         lines += notes["examples"]
-        records = parts.load(_stem(task), "records")
-        for row in np.flatnonzero(codes)[: KEPT_EXAMPLES - len(lines)] if len(lines) < KEPT_EXAMPLES else ():
-            where = f"{notes['names'][int(records[row, parts.FILE])]}:{int(records[row, parts.PLACE])}"
-            lines.append({"where": where, "reason": dedup.REASONS[codes[row]]})
+        for part in found:
+            rows = np.flatnonzero(part.codes) if part.task is task and len(lines) < KEPT_EXAMPLES else ()
+            for row, record in zip(rows, parts.load(part.path, "records")[rows] if len(rows) else (), strict=True):
+                where = f"{notes['names'][int(record[parts.FILE])]}:{record[parts.PLACE]}"
+                lines.append({"where": where, "reason": dedup.REASONS[part.codes[row]]})
         if len(lines) >= KEPT_EXAMPLES:
             break
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines[:KEPT_EXAMPLES])

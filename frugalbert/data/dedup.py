@@ -7,6 +7,7 @@ document in the corpus order stays. The result does not depend on who prepared t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,25 +22,24 @@ SLICE = 20_000_000  # hashes compared at once
 REPEATED_SHARE = 0.8  # of a held-out document's longer lines, by length
 
 
-def decide(stems: Sequence[Path], mode: str, threshold: float) -> list[np.ndarray]:
-    """One code per document (KEPT … REPEATED) for each unit. `mode` is `corpus.dedup`."""
-    records = [parts.load(stem, "records") for stem in stems]
-    starts = np.cumsum([0, *map(len, records)])
+def decide(paths: Sequence[Path], sizes: Sequence[int], mode: str, threshold: float) -> list[np.ndarray]:
+    """One code per document (KEPT … REPEATED) for each part; `sizes` are their documents, `mode` is `corpus.dedup`."""
+    starts = np.cumsum([0, *sizes])
     codes = np.zeros(starts[-1], np.uint8)
     if mode != "none":
-        _exact(records, starts, codes)
+        _exact(paths, starts, codes)
     if mode == "near":
-        _near(stems, starts, codes, threshold)
-    units = [codes[first:last] for first, last in zip(starts, starts[1:], strict=False)]
-    _repeated(stems, units)
-    return units
+        _near(paths, starts, codes, threshold)
+    each = [codes[first:last] for first, last in zip(starts, starts[1:], strict=False)]
+    _repeated(paths, each)
+    return each
 
 
-def _exact(records: Sequence[np.ndarray], starts: np.ndarray, codes: np.ndarray) -> None:
+def _exact(paths: Sequence[Path], starts: np.ndarray, codes: np.ndarray) -> None:
     passes = 1 + len(codes) // SLICE
-    for number in range(passes):
+    for number in range(passes if len(codes) else 0):
         check_stop()
-        found = [_slice(unit[:, parts.HASH], number, passes) for unit in records]
+        found = [_slice(parts.load(path, "records")[:, parts.HASH], number, passes) for path in paths]
         hashes = np.concatenate([hashes for hashes, _ in found])
         places = np.concatenate([places + start for (_, places), start in zip(found, starts, strict=False)])
         order = np.argsort(hashes, kind="stable")
@@ -61,39 +61,41 @@ def bands_for(threshold: float) -> tuple[int, int]:
     return parts.PERMUTATIONS, 1
 
 
-def _near(stems: Sequence[Path], starts: np.ndarray, codes: np.ndarray, threshold: float) -> None:
-    units = [parts.load(stem, "signatures") for stem in stems]
+def _near(paths: Sequence[Path], starts: np.ndarray, codes: np.ndarray, threshold: float) -> None:
     bands, rows = bands_for(threshold)
     multipliers = np.random.Generator(np.random.PCG64(0)).integers(1, 2**63, rows, dtype=np.uint64) * np.uint64(2) + 1
+    cached = functools.lru_cache(64)(lambda number: parts.load(paths[number], "signatures"))
 
     def signature(place: int) -> np.ndarray:
-        unit = int(np.searchsorted(starts, place, "right")) - 1
-        return units[unit][place - starts[unit]]
+        number = int(np.searchsorted(starts, place, "right")) - 1
+        return cached(number)[place - starts[number]]
 
     for band in range(bands):
         check_stop()
         columns = slice(band * rows, (band + 1) * rows)
-        hashes = np.concatenate([(unit[:, columns] * multipliers).sum(1, dtype=np.uint64) for unit in units])
+        hashes = np.concatenate(
+            [(cached(number)[:, columns] * multipliers).sum(1, dtype=np.uint64) for number in range(len(paths))]
+        )
         order = np.argsort(hashes, kind="stable")
         edges = np.flatnonzero(np.diff(hashes[order])) + 1
-        for group in np.split(order, edges) if len(order) else ():
+        for group in np.split(order, edges) if len(edges) < len(order) - 1 else ():
             alive = [int(place) for place in group if codes[place] == KEPT] if len(group) > 1 else []
             for place in alive[1:]:
                 if (signature(alive[0]) == signature(place)).mean() >= threshold:
                     codes[place] = NEAR_DUPLICATE
 
 
-def _repeated(stems: Sequence[Path], units: Sequence[np.ndarray]) -> None:
+def _repeated(paths: Sequence[Path], each: Sequence[np.ndarray]) -> None:
     """Mark the held-out documents most of whose longer lines stand in training documents too."""
-    held = [parts.load(stem, "held-lines") for stem in stems]
-    wanted = np.unique(np.concatenate([lines[:, parts.LINE_HASH] for lines in held]))
+    held = [parts.load(path, "held") for path in paths]
+    wanted = np.unique(np.concatenate([lines[:, parts.LINE_HASH] for lines in held])) if held else np.empty(0)
     seen = np.zeros(len(wanted), bool)
-    for stem in stems if len(wanted) else ():
+    for path in paths if len(wanted) else ():
         check_stop()
-        lines = parts.load(stem, "train-lines")
+        lines = parts.load(path, "train")
         places = np.minimum(np.searchsorted(wanted, lines), len(wanted) - 1)
         seen[places[wanted[places] == lines]] = True
-    for lines, codes in zip(held, units, strict=True):
+    for lines, codes in zip(held, each, strict=True):
         repeated = seen[np.searchsorted(wanted, lines[:, parts.LINE_HASH])]
         documents, size = lines[:, parts.LINE_DOCUMENT].astype(np.int64), lines[:, parts.LINE_BYTES]
         total = np.bincount(documents, size, len(codes))

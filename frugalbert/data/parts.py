@@ -1,7 +1,8 @@
-"""One unit of corpus work: read some source files, clean, and write the documents in files of about 8 MB of text.
+"""One unit of corpus work: read some source files, clean, and write the documents in parts of about 8 MB of text.
 
-A unit's files, and the records beside them (one per document: its hash, place and length; the hashes of its longer
-lines), depend on the unit alone, not on who works on it or when. `dedup` decides from the records which documents stay.
+A part is a compressed JSON-lines file and, beside it, its records: of each document the hash, place and length; the
+hashes of its longer lines. Parts depend on the unit alone, not on who works on it or when, and are all that is held in
+memory. `dedup` decides from the records which documents stay.
 """
 
 from __future__ import annotations
@@ -21,54 +22,41 @@ from frugalbert.data import hub, python_docs, readers
 from frugalbert.data.cleaning import Counts, clean
 from frugalbert.run import check_stop, write_atomic, write_json
 
-PART_CHARACTERS = 8_000_000
+PART_CHARACTERS, PART_DOCUMENTS = 8_000_000, 200_000
 SHORT_LINE = 32  # bytes; shorter lines (headings, list items) say nothing about copying
 PERMUTATIONS = 128
 SHINGLE = 5  # words
 SPACE = 1 << 64
-# Columns of a unit's records (one row per document; HASH is the XXH3-64 of its UTF-8 text) and of its held-out lines.
+# Columns of a part's records (one row per document; HASH is the XXH3-64 of its UTF-8 text) and of its held-out lines.
 HASH, CHARACTERS, FILE, PLACE, HELD_OUT = range(5)
 LINE_HASH, LINE_DOCUMENT, LINE_BYTES = range(3)
+QUOTE = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def prepare(task: dict[str, Any]) -> dict[str, Any]:
-    """Read, clean and write one unit (see `corpus._tasks`). Returns its files and counts."""
+    """Read, clean and write one unit (see `corpus._tasks`). Returns its parts and counts."""
     counts, settings = Counts(), task["settings"]
-    stem, threshold = Path(task["work"]) / f"unit-{task['number']:06d}", int(settings["held_out"] * SPACE)
-    writer = PartWriter(stem)
-    records, train_lines, held_lines = array("Q"), array("Q"), array("Q")
+    stem, policy, shortest = unit_stem(task), settings["encoding_errors"], max(1, settings["min_characters"])
+    writer = PartWriter(stem, settings["held_out"], near=settings["dedup"] == "near")
     names: dict[str, int] = {}
-    signatures = Signatures() if settings["dedup"] == "near" else None
     for source, name, line, raw in _texts(task, counts):
         check_stop()
         counts.read += 1
-        cleaned = clean(raw, (name, line), settings["encoding_errors"], counts)
+        cleaned = clean(raw, (name, line), policy, counts)
         if cleaned is None:
             continue
         text, data = cleaned
-        if not text or len(text) < settings["min_characters"]:
+        if len(text) < shortest:
             counts.drop(f"{name}:{line}", "too short" if text else "empty")
             continue
-        number = xxhash.xxh3_64_intdigest(data)
-        held_out = number < threshold
-        hashes = _line_hashes(data)
-        if held_out:
-            for value, size in hashes:
-                held_lines.extend((value, len(records) // 5, size))
-        else:
-            train_lines.extend(value for value, _ in hashes)
-        if signatures is not None:
-            signatures.add(text)
-        records.extend((number, len(text), names.setdefault(name, len(names)), line, held_out))
-        writer.add(text, source, held_out)
+        writer.add(text, data, source, (names.setdefault(name, len(names)), line))
     parts = writer.finish()
-    save(stem, "records", np.array(records, np.uint64).reshape(-1, 5))
-    save(stem, "train-lines", np.array(train_lines, np.uint64))
-    save(stem, "held-lines", np.array(held_lines, np.uint64).reshape(-1, 3))
-    if signatures is not None:
-        save(stem, "signatures", signatures.array())
     write_json(f"{stem}.notes.json", {"names": list(names), "examples": counts.examples})
     return {"parts": parts, "read": counts.read, "dropped": counts.dropped, "repaired": counts.repaired}
+
+
+def unit_stem(task: dict[str, Any]) -> Path:
+    return Path(task["work"]) / f"unit-{task['number']:06d}"
 
 
 def _texts(task: dict[str, Any], counts: Counts) -> Iterator[tuple[str, str, int, str]]:
@@ -96,55 +84,74 @@ def _unlimited(task: dict[str, Any], counts: Counts) -> Iterator[tuple[str, str,
                 raise ValueError(f"{path} changed while it was read; run again when nothing writes to it any more")
 
 
-def _line_hashes(data: bytes) -> list[tuple[int, int]]:
-    """(hash, bytes) of the longer lines, case and margins aside."""
-    return [
-        (xxhash.xxh3_64_intdigest(line.strip().lower()), len(line))
-        for line in data.split(b"\n")
-        if len(line) >= SHORT_LINE
-    ]
+def load(part: Path, name: str) -> np.ndarray:
+    """What lies beside a part: `records`, `train`, `held`, `signatures`; later also `copies` (see `corpus`)."""
+    with np.load(part.with_suffix(f".{name}.npz" if name == "copies" else ".npz"), allow_pickle=False) as arrays:
+        return arrays[name]
 
 
-def save(stem: Path, name: str, values: np.ndarray) -> None:
+def save(part: Path, name: str, **arrays: np.ndarray) -> None:
     buffer = io.BytesIO()
-    np.save(buffer, values, allow_pickle=False)
-    write_atomic(f"{stem}.{name}.npy", buffer.getbuffer())
-
-
-def load(stem: Path, name: str) -> np.ndarray:
-    """What `prepare` saved, mapped rather than read."""
-    return np.load(f"{stem}.{name}.npy", mmap_mode="r", allow_pickle=False)
+    np.savez(buffer, **arrays)
+    write_atomic(part.with_suffix(name), buffer.getvalue())
 
 
 class PartWriter:
-    """Documents in, compressed JSON lines of about PART_CHARACTERS each out: `STEM-00000.jsonl.zst`, …"""
+    """Documents in, parts out: `STEM-00000.zst` and `STEM-00000.npz`, …"""
 
-    def __init__(self, stem: Path) -> None:
+    def __init__(self, stem: Path, held_out: float, *, near: bool) -> None:
         self.stem = stem
         self.parts: list[dict[str, Any]] = []
+        self._threshold = int(held_out * SPACE)
+        self._near = near
+        self._clear()
+
+    def _clear(self) -> None:
         self._lines: list[str] = []
         self._characters = self._held_out = 0
+        self._records, self._train, self._held = array("Q"), array("Q"), array("Q")
+        self._signatures = Signatures() if self._near else None
 
-    def add(self, text: str, source: str, held_out: bool) -> None:
-        self._lines.append(json.dumps({"text": text, "source": source, "held_out": held_out}, ensure_ascii=False))
+    def add(self, text: str, data: bytes, source: str, place: tuple[int, int]) -> None:
+        """One document, also as UTF-8, and the number of its file and line."""
+        number = xxhash.xxh3_64_intdigest(data)
+        held_out = number < self._threshold
+        for line in data.split(b"\n"):
+            if len(line) >= SHORT_LINE:
+                value = xxhash.xxh3_64_intdigest(line.strip().lower())
+                if held_out:
+                    self._held.extend((value, len(self._lines), len(line)))
+                else:
+                    self._train.append(value)
+        if self._signatures is not None:
+            self._signatures.add(text)
+        self._records.extend((number, len(text), *place, held_out))
+        flag = "true" if held_out else "false"
+        self._lines.append(f'{{"text": {QUOTE(text)}, "source": {QUOTE(source)}, "held_out": {flag}}}\n')
         self._characters += len(text)
         self._held_out += held_out
-        if self._characters >= PART_CHARACTERS:
+        if self._characters >= PART_CHARACTERS or len(self._lines) >= PART_DOCUMENTS:
             self._flush()
 
     def finish(self) -> list[dict[str, Any]]:
-        """The entry of each file: name, documents, held_out, characters, bytes, sha256."""
+        """The entry of each part: name, documents, held_out, characters, bytes, sha256."""
         if self._lines:
             self._flush()
         return self.parts
 
     def _flush(self) -> None:
-        path = self.stem.with_name(f"{self.stem.name}-{len(self.parts):05d}.jsonl.zst")
+        path = self.stem.with_name(f"{self.stem.name}-{len(self.parts):05d}.zst")
         figures = {"documents": len(self._lines), "held_out": self._held_out, "characters": self._characters}
-        self._lines.append("")
-        entry = write_documents(path, "\n".join(self._lines).encode())
-        self.parts.append({"name": path.name, **figures, **entry})
-        self._lines, self._characters, self._held_out = [], 0, 0
+        arrays = {
+            "records": np.array(self._records, np.uint64).reshape(-1, 5),
+            "train": np.array(self._train, np.uint64),
+            "held": np.array(self._held, np.uint64).reshape(-1, 3),
+        }
+        if self._signatures is not None:
+            arrays["signatures"] = self._signatures.array()
+        save(path, ".npz", **arrays)
+        self.parts.append({"name": path.name, **figures, **write_documents(path, "".join(self._lines).encode())})
+        self._clear()
 
 
 def write_documents(path: Path, lines: bytes) -> dict[str, Any]:
@@ -173,10 +180,10 @@ def read_lines(path: Path, sha256: str) -> list[bytes]:
 def select(task: dict[str, Any]) -> dict[str, Any]:
     """Write those documents of a part that enter the corpus more than `copy` times, under their final name."""
     check_stop()
-    lines = read_lines(Path(task["part"]), task["sha256"])
-    keep = np.load(task["keep"], mmap_mode="r", allow_pickle=False)[task["first"] : task["first"] + len(lines)]
-    kept = [line for line, wanted in zip(lines, keep > task["copy"], strict=True) if wanted]
-    return write_documents(Path(task["out"]), b"".join(kept))
+    part = Path(task["part"])
+    chosen = load(part, "copies") > task["copy"]
+    lines = zip(read_lines(part, task["sha256"]), chosen, strict=True)
+    return write_documents(Path(task["out"]), b"".join(line for line, wanted in lines if wanted))
 
 
 class Signatures:

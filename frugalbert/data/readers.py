@@ -70,7 +70,7 @@ def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
 def _whole_lines(path: Path, lines: Lines, counts: Counts) -> Iterator[tuple[int, bytes]]:
     """The segments of a line joined; a line of more than MAX_LINE bytes is dropped."""
     held: list[bytes] = []
-    size = 0
+    size = number = 0
     for number, segment in lines:
         if not held and segment.endswith(b"\n"):
             yield number, segment
@@ -78,13 +78,21 @@ def _whole_lines(path: Path, lines: Lines, counts: Counts) -> Iterator[tuple[int
         size += len(segment)
         held.append(segment if size <= MAX_LINE else b"")
         if segment.endswith(b"\n"):
-            if size <= MAX_LINE:
-                yield number, b"".join(held)
-            else:
+            if size > MAX_LINE:
                 counts.drop(f"{path}:{number}", "line over 256 MB")
-            held, size = [], 0
+                held.clear()
+            else:
+                yield number, _take(held)
+            size = 0
     if held and size <= MAX_LINE:
-        yield number, b"".join(held)
+        yield number, _take(held)
+
+
+def _take(held: list[bytes]) -> bytes:
+    """The list joined and emptied: a long line is not in memory twice."""
+    data = b"".join(held)
+    held.clear()
+    return data
 
 
 def decode(data: bytes) -> str:
@@ -118,7 +126,8 @@ def _documents(events: Events) -> Iterator[Text]:
             whole = b"".join(held)
             cut = _cut(whole)
             yield start, decode(whole[:cut])
-            held, size, start = [whole[cut:]], len(whole) - cut, line
+            rest = whole[cut:]
+            held, size, start = [rest] if rest.strip() else [], len(rest), line
     if held:
         yield start, decode(b"".join(held))
 
@@ -225,8 +234,10 @@ def _jsonl(path: Path, lines: Lines, field: str, counts: Counts) -> Iterator[Tex
     for number, data in lines:
         if data.isspace():
             continue
+        text = decode(data)
+        data = b""  # a long line is not needed three times
         try:
-            record = json.loads(decode(data))
+            record = json.loads(text)
         except (ValueError, RecursionError):
             records.drop(number, "broken JSON")
             continue

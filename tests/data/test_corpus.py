@@ -195,6 +195,8 @@ def test_a_finished_corpus_is_not_built_again_unless_something_changed(tmp_path,
     assert build(mixed, tmp_path / "out", ["many"])["characters"] != first["characters"]
     build(mixed, tmp_path / "fresh", ["many"])
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+    assert build(mixed, tmp_path / "out", ["many"], licence="CC0") == build(mixed, tmp_path / "fresh", ["many"])
+    assert index(tmp_path / "out")["licence"] == "CC0"
     smaller = build(mixed, tmp_path / "out", ["many"], held_out=0.4, min_characters=200)
     assert sorted(list_files(tmp_path / "out")) == sorted(p.name for p in (tmp_path / "out").glob("documents-*"))
     assert smaller["documents"] == len(texts(tmp_path / "out"))
