@@ -161,23 +161,27 @@ def make_model(section: Pretrain, folder: Path, longest: int, vocabulary: Vocabu
 
 def start_from(section: Pretrain, folder: Path, kind: type[Any], vocabulary: Vocabulary) -> nn.Module:
     """The weights of `pretrain.start` (our own, stock BERT or ModernBERT) in a model of `kind`."""
-    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers import AutoModelForMaskedLM, PreTrainedConfig
 
     from frugalbert.model.interop import from_stock
 
-    assert section.start is not None
-    place = str(folder / section.start) if (folder / section.start).exists() else section.start
-    config = AutoConfig.from_pretrained(place)
-    if config.vocab_size != vocabulary.size:
+    place = str(folder / str(section.start)) if (folder / str(section.start)).exists() else str(section.start)
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(place)
+    except (OSError, ValueError) as error:
+        what = f"pretrain.start {section.start} is neither a model directory in {folder} nor a hub name within reach"
+        raise ValueError(what) from error
+    if config.get("vocab_size") != vocabulary.size:
         raise ValueError(
-            f"pretrain.start {section.start} has {config.vocab_size} tokens, the tokenizer {vocabulary.size}; "
+            f"pretrain.start {section.start} has {config.get('vocab_size')} tokens, the tokenizer {vocabulary.size}; "
             "load the tokenizer of the same model (tokenizer.path)"
         )
-    drop = {"hidden_dropout_prob": section.dropout, "attention_probs_dropout_prob": section.dropout}
-    if config.model_type == "frugalbert":
-        model = kind.from_pretrained(place, **drop)
+    dropout = {"hidden_dropout_prob": section.dropout, "attention_probs_dropout_prob": section.dropout}
+    if config.get("model_type") == "frugalbert":
+        model = kind.from_pretrained(place, **dropout)
     else:
-        stock = from_stock(AutoModelForMaskedLM.from_pretrained(place))
+        stock = from_stock(AutoModelForMaskedLM.from_pretrained(place, trust_remote_code=False))
+        stock.config.update(dropout)
         model = kind.from_pretrained(None, config=stock.config, state_dict=stock.state_dict())
     if "arch" in section.model_fields_set and model.config.to_arch() != Arch.load(section.arch, folder):
         raise ValueError(

@@ -29,7 +29,9 @@ def launch(folder: Path, world: int, **options: Any) -> list[dict[str, Any]]:
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
         variables = {**os.environ, "MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in places.items()}}
         processes.append(
-            subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
         )
     ends = [process.communicate(timeout=300) for process in processes]
     for process, (_, error) in zip(processes, ends, strict=True):
