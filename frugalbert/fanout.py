@@ -181,28 +181,31 @@ def _drain(
 def _pool(
     function: Function, todo: list[tuple[str, Task]], workers: int, tick: Callable[[], object]
 ) -> Iterator[tuple[str, Any]]:
-    """Spawned processes; a pool that lost one is built again, and a task that keeps killing its worker is found."""
-    queue = deque(todo)
+    """Spawned processes; a pool that lost one is built again.
+
+    A task that keeps killing its worker is found by running the suspects alone; the others are finished first.
+    """
+    queue, deadly = deque(todo), list[Task]()
     breaks: Counter[str] = Counter()
     while queue:
         suspects = [entry for entry in queue if breaks[entry[0]] >= BREAKS]
         alone = len(suspects) == len(queue)
         part = deque(suspects[:1] if alone else [entry for entry in queue if breaks[entry[0]] < BREAKS])
         rest = [entry for entry in queue if entry not in part]
-        started = list(part)
         try:
             with _processes(1 if alone else min(workers, len(part))) as executor:
                 yield from _drain(function, part, executor, 1 if alone else workers, tick)
         except BrokenExecutor:
             check_stop()  # a signal to the whole process group is no breakdown
             if alone:
-                raise ValueError(
-                    f"a worker process died {BREAKS + 1} times at the same task ({_short(started[0][1])}), most likely "
-                    "for lack of memory; free some, or write a smaller machine.workers"
-                ) from None
-            under_way = list(part)[: 2 * workers]
-            breaks.update(key for key, _ in under_way)
+                deadly.append(part.popleft()[1])
+            breaks.update(key for key, _ in list(part)[: 2 * workers])
         queue = deque([*part, *rest])
+    if deadly:
+        raise ValueError(
+            f"a worker process died {BREAKS + 1} times at the same task ({_short(deadly[0])}), most likely for lack of "
+            "memory; free some, or write a smaller machine.workers"
+        )
 
 
 def _short(task: Task) -> str:
