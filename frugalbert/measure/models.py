@@ -113,7 +113,12 @@ def load_model(path: Path, *, encoder_only: bool = False) -> Any:
 
         try:
             model, report = owner.from_pretrained(
-                path, dtype=torch.float32, local_files_only=True, output_loading_info=True, use_safetensors=True
+                path,
+                dtype=torch.float32,
+                local_files_only=True,
+                output_loading_info=True,
+                use_safetensors=True,
+                **({} if config["model_type"] == OURS else {"trust_remote_code": False}),
             )
         except Exception as error:  # safetensors, JSON and shape errors have no base in common
             raise ValueError(

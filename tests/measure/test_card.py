@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,10 @@ def test_everything_known_is_said(inputs: dict[str, Path]):
         "trained from random weights", "4.3210 nats", "various, see &lt;each&gt; \\| package", "at most 512 tokens",
     ):  # fmt: skip
         assert fact in text, fact
+
+
+def test_the_host_is_nobodys_business(inputs: dict[str, Path]):
+    assert platform.platform() not in card.render(Export(), inputs, RESULT).replace("\\", "")
 
 
 def test_the_recipe_is_the_configuration(inputs: dict[str, Path]):

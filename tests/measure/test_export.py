@@ -188,6 +188,8 @@ def test_code_of_others_is_not_run(broken_model: Path, tmp_path: Path):
     (broken_model / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\nclass M: pass\n")
     edit_config(broken_model, model_type="evil", auto_map={"AutoConfig": "evil.C", "AutoModel": "evil.M"})
     refused(broken_model, tmp_path, "brings its own code, which is never run here")
+    edit_config(broken_model, model_type="bert")
+    assert type(load_model(broken_model)).__name__ == "BertForMaskedLM"
     edit_config(broken_model, model_type="evil", auto_map=None)
     refused(broken_model, tmp_path, "'evil', which is not known")
     edit_config(broken_model, model_type="t5", is_encoder_decoder=True)
