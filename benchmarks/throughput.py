@@ -342,8 +342,9 @@ def main() -> None:
         for arm in speeds
         if arm != "ours" and "ours" in speeds
     }
+    settings = {key: value for key, value in vars(options).items() if key not in ("out", "worker")}
     result = {
-        "benchmark": "training throughput", "options": vars(options), "arms": about, "environment": found,
+        "benchmark": "training throughput", "options": settings, "arms": about, "environment": found,
         "tokens_per_second": {arm: spread(values) for arm, values in speeds.items()}, "ours_over": ratios,
         "loader_wait_share": round(costs.get("wait", 0.0) / max(1e-9, sum(costs.values())), 4),
     }  # fmt: skip
