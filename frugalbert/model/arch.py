@@ -118,7 +118,7 @@ class Arch:
     token_types: int
     """Segment embeddings; 0 = none."""
     embedding_norm: bool
-    """LayerNorm after the embeddings. A pre-norm first layer then has no norm of its own before attention."""
+    """LayerNorm after the embeddings. In family `modern` the first layer then has none of its own before attention."""
     norm_epsilon: float
     activation: str = "gelu"
     """`gelu` (exact), `gelu_tanh`, `relu` or `silu`; the gate's activation in family `modern`."""
