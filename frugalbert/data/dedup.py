@@ -18,7 +18,7 @@ from frugalbert.run import check_stop
 
 KEPT, DUPLICATE, NEAR_DUPLICATE, REPEATED, THINNED = range(5)
 REASONS = ("", "duplicate", "near duplicate", "held-out text repeated in training", "left out by weight")
-SLICE = 20_000_000  # hashes compared at once
+SLICE = 5_000_000  # hashes compared at once
 REPEATED_SHARE = 0.8  # of a held-out document's longer lines, by length
 
 

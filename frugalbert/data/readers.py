@@ -57,8 +57,8 @@ def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
     number = 1
     while segment := stream.readline(SEGMENT):
         if b"\r" in segment:
-            if segment.endswith(b"\r"):
-                segment += stream.readline(1)  # the other half of a \\r\\n
+            while segment.endswith(b"\r") and (more := stream.readline(1)):
+                segment += more  # perhaps the other half of a \r\n
             for line in segment.replace(b"\r\n", b"\n").replace(b"\r", b"\n").splitlines(keepends=True):
                 yield number, line
                 number += line.endswith(b"\n")
@@ -147,22 +147,30 @@ def _text(lines: Lines, path: Path, counts: Counts) -> Events:
 
 
 def _paragraphs(lines: Lines, path: Path, counts: Counts) -> Events:
-    for number, data in lines:
-        yield None if data.isspace() else (number, data)
+    for number, data, blank in _blanks(lines):
+        yield None if blank else (number, data)
 
 
 def _each_line(lines: Lines, path: Path, counts: Counts) -> Events:
-    for number, data in lines:
-        if not data.isspace():
+    for number, data, blank in _blanks(lines):
+        if not blank:
             yield number, data
         if data.endswith(b"\n"):
             yield None
 
 
+def _blanks(lines: Lines) -> Iterator[tuple[int, bytes, bool]]:
+    """Each segment with whether it is a blank line, rather than the white end of a long one."""
+    before = 0
+    for number, data in lines:
+        yield number, data, data.isspace() and number != before
+        before = number
+
+
 def _wikiextractor(lines: Lines, path: Path, counts: Counts) -> Events:
     """`<doc id= url= title=>`, the title again, blank lines, text, `</doc>`; the title and blank lines are left out."""
     inside, title, number = False, "", 0
-    for number, data in lines:
+    for number, data, blank in _blanks(lines):
         if data.startswith(b"<doc "):
             if inside:
                 counts.repair(f"{path}:{number}", "<doc> without </doc>")
@@ -172,7 +180,7 @@ def _wikiextractor(lines: Lines, path: Path, counts: Counts) -> Events:
         elif data.startswith(b"</doc>"):
             inside = False
             yield None
-        elif data.isspace():
+        elif blank:
             pass
         elif not inside:
             counts.repair(f"{path}:{number}", "lines outside <doc> left out")

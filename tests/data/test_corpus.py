@@ -120,7 +120,7 @@ def test_the_account_adds_up(tmp_path, mixed):
 
 def test_train_and_held_out_are_disjoint_and_do_not_depend_on_the_order(tmp_path, mixed):
     build(mixed, tmp_path / "a", ["many", "a.jsonl.gz", "b.txt"])
-    build(mixed, tmp_path / "b", ["b.txt", "a.jsonl.gz", "many"], workers=2)
+    build(mixed, tmp_path / "b", ["b.txt", "a.jsonl.gz", "many"])
     for split in ("train", "held_out"):
         assert sorted(texts(tmp_path / "a", split)) == sorted(texts(tmp_path / "b", split))
     assert not set(texts(tmp_path / "a", "train")) & set(texts(tmp_path / "a", "held_out"))
@@ -200,6 +200,19 @@ def test_a_finished_corpus_is_not_built_again_unless_something_changed(tmp_path,
     smaller = build(mixed, tmp_path / "out", ["many"], held_out=0.4, min_characters=200)
     assert sorted(list_files(tmp_path / "out")) == sorted(p.name for p in (tmp_path / "out").glob("documents-*"))
     assert smaller["documents"] == len(texts(tmp_path / "out"))
+
+
+def test_what_was_selected_for_other_settings_is_selected_anew(tmp_path, mixed, monkeypatch):
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "_remove_others", killed)
+        with pytest.raises(Killed):
+            build(mixed, tmp_path / "out", as_config(SOURCES))
+    build(mixed, tmp_path / "out", as_config([*SOURCES[:2], {"path": "b.txt", "weight": 0.5}]))
+    build(mixed, tmp_path / "fresh", as_config([*SOURCES[:2], {"path": "b.txt", "weight": 0.5}]))
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
 
 
 # ---- what stays -----------------------------------------------------------------------------------------------------

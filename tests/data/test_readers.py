@@ -66,7 +66,7 @@ def wiki(*articles: tuple[str, str]) -> str:
         ("a", '{"text": "x"}\n', ["x"]),
         ("wiki_00", '{"id": "1", "url": "u", "title": "T", "text": "T\\nBody"}\n', ["Body"]),
         ("a.csv", 'id,text\n1,"a, ""b""\nc"\n2,d\n', ['a, "b"\nc', "d"]),
-        ("a.tsv", 'text\tid\nsay "hi\t1\nb\t2\n', ['say "hi', "b"]),
+        ("a.tsv", 'text\tid\nsay "hi\t1\n"b\t2\n', ['say "hi', '"b']),
     ],
 )
 def test_formats_by_name_and_content(tmp_path, name, content, expected):
@@ -154,6 +154,20 @@ def test_wikiextractor_gives_back_the_articles(tmp_path, articles, crlf):
 def test_lines_in_any_encoding_with_a_mark(tmp_path, lines, end, encoding):
     path = write(tmp_path / "a.txt", (end.join(lines) + "z").encode(encoding))
     assert [text.rstrip("\n") for text in texts(path, "lines")] == [*lines[:-1], (lines[-1] if lines else "") + "z"]
+
+
+@pytest.mark.parametrize("size", range(1, 12))
+def test_lines_do_not_depend_on_how_much_is_read_at_once(tmp_path, monkeypatch, size):
+    path = write(tmp_path / "a.txt", "one\r\ntwo\r\r\n\nthree é\rfour")
+    monkeypatch.setattr(readers, "SEGMENT", size)
+    assert [text for _, text in readers.read(path, "lines", "text", Counts())] == [
+        "one\n",
+        "two\n",
+        "three é\n",
+        "four",
+    ]
+    monkeypatch.setattr(readers, "MAX_DOCUMENT", 4)
+    assert "".join(texts(path, "text")) == "one\ntwo\n\n\nthree é\nfour"
 
 
 @PROPERTY
@@ -324,8 +338,19 @@ def test_too_long_json_lines_are_dropped(tmp_path, monkeypatch):
 # ---- finding --------------------------------------------------------------------------------------------------------
 
 
-def test_files_globs_and_directories_in_a_fixed_order(tmp_path):
-    for name in ("b/2.txt", "b/10.txt", "a.txt", ".hidden/x.txt", "b/.x.swp", "x.txt/c"):
+def backwards(walk):
+    """A file system that lists names in another order."""
+
+    def call(*arguments, **named):
+        for name, directories, names in walk(*arguments, **named):
+            directories.sort(reverse=True)
+            yield name, directories, names[::-1]
+
+    return call
+
+
+def test_files_globs_and_directories_in_a_fixed_order(tmp_path, monkeypatch):
+    for name in ("x.txt/c", "b/2.txt", "b/10.txt", "a.txt", ".hidden/x.txt", "b/.x.swp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write(tmp_path / name, PROSE)
 
@@ -338,6 +363,8 @@ def test_files_globs_and_directories_in_a_fixed_order(tmp_path):
     assert names("**/*.txt") == ["a.txt", "b/10.txt", "b/2.txt", "x.txt/c"]
     assert names("x.txt") == ["x.txt/c"]  # a directory, whatever it is called
     assert [path.name for path in files.find(str(tmp_path / "b"), Path("/"))] == ["10.txt", "2.txt"]
+    monkeypatch.setattr(os, "walk", backwards(os.walk))
+    assert names(".") == ["a.txt", "b/10.txt", "b/2.txt", "x.txt/c"]
     write(tmp_path / "odd[1].txt", PROSE)
     assert names("odd[1].txt") == ["odd[1].txt"]
 
