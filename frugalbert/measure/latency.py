@@ -139,7 +139,10 @@ def measure(models: list[Model], section: Bench, machine: Machine, file: Path | 
             common = {"model": model.name, "kind": model.kind, "device": device, "processor": processor[device],
                       "threads": threads, "identity": model.identity}  # fmt: skip
             cells = {shape: {**common, "batch_size": shape[0], "length": shape[1]} for shape in shapes}
-            rows += [before[_key(cell)] for cell in cells.values() if _key(cell) in before]
+            known = [before[_key(cell)] for cell in cells.values() if _key(cell) in before]
+            rows += known
+            if known:
+                progress.update(len(rows))
             left = [shape for shape, cell in cells.items() if _key(cell) not in before]
             for result in _time_apart(_task(model, device, threads, section, left)) if left else ():
                 median = result["median_ms"]
@@ -148,7 +151,6 @@ def measure(models: list[Model], section: Bench, machine: Machine, file: Path | 
                 if file is not None:
                     run.write_atomic(file, "".join(json.dumps(row) + "\n" for row in rows))
                 progress.update(len(rows), model=model.name, threads=threads, median_ms=median)
-            progress.update(len(rows))
     return rows
 
 

@@ -59,6 +59,32 @@ def test_spread_and_busy_machines_are_marked():
     assert busy.wall_ratio == pytest.approx(1.5)
 
 
+def test_gpu_events(monkeypatch: pytest.MonkeyPatch):
+    """CUDA's events speak in milliseconds, and are waited for before they are read."""
+    import torch
+
+    log: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            log.append("record")
+
+        def synchronize(self) -> None:
+            log.append("wait")
+
+        def elapsed_time(self, end: Event) -> float:
+            return 2.5
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    clock = Clock([0.1])
+    found = timing.time_callable(lambda: (clock.call(), log.append("call")), 9, "cuda", wall=lambda: clock.wall)
+    assert (found.median_ms, found.repeats, found.noisy) == (2.5, 9, False)
+    assert log[-8:] == ["record", "call", "record", "wait"] * 2
+
+
 def test_clock_by_threads_and_device():
     assert timing.pick_clock(1, "cpu") == "cpu"
     assert timing.pick_clock(2, "cpu") == "wall"
