@@ -72,9 +72,8 @@ class Sampler:
         size = self.batch_size(length)
         rate = mask_rate(self.section.mask, progress)
         start = samples.get(str(length), 0)
-        first, count = rank_share(start, size, dist.rank(), dist.world())
         at_once = max(1, micro_batch * self.first // length)
-        batches = [self._masked(length, first + at, num, rate) for at, num in pieces(count, at_once)]
+        batches = [self._masked(length, at, num, rate) for at, num in my_pieces(start, size, at_once)]
         after = {**samples, str(length): start + size}
         epochs = sum(used / self.sets[int(name)].rows for name, used in after.items())
         micros, tokens = shares(batches)
@@ -88,11 +87,18 @@ class Sampler:
         return mlm_batch(rows, *numbers, self.section.mask, rate, self.section.seed, self.vocabulary)
 
 
-def pieces(count: int, at_once: int) -> Iterator[tuple[int, int]]:
-    """(start, count) of the fewest pieces of at most `at_once`, equal within one."""
-    number = -(-count // at_once)
-    for index in range(number):
-        yield count * index // number, count * (index + 1) // number - count * index // number
+def my_pieces(start: int, size: int, at_once: int) -> list[tuple[int, int]]:
+    """This rank's part of `size` samples from `start` as (start, count) pieces of about `at_once`, equal within one.
+
+    Every rank has the same number of pieces, for which FSDP and signals make them wait for each other, and none is
+    empty; so one may hold a sample more than `at_once` where the ranks' parts differ.
+    """
+    world = dist.world()
+    largest = -(-size // world)
+    number = min(-(-largest // at_once), size // world)
+    first, count = rank_share(start, size, dist.rank(), world)
+    cuts = [first + count * index // number for index in range(number + 1)]
+    return [(low, high - low) for low, high in zip(cuts, cuts[1:], strict=False)]
 
 
 def shares(batches: Sequence[Batch]) -> tuple[list[Micro], Tensor]:
@@ -117,20 +123,20 @@ class HeldOut:
     def __init__(self, section: Pretrain, shards: Path, length: int, vocabulary: Vocabulary) -> None:
         self.set = ShardSet.open(shards, length, "held_out", verify=dist.is_main())
         count = min(section.validation.rows, self.set.rows)
+        if count < dist.world():
+            raise ValueError(f"{count} validation rows cannot be shared by {dist.world()} ranks; use fewer ranks")
         self.row_ids = RowOrder(self.set.rows, VALIDATION_SEED).take(0, count)
         self.vocabulary, self.device = vocabulary, vocabulary.special.device
 
-    def batches(self, at_once: int, *, whole: bool = False) -> Iterator[Batch]:
-        """This rank's part (or the whole) in pieces of at most `at_once` rows."""
-        world, rank = (1, 0) if whole else (dist.world(), dist.rank())
-        first, count = rank_share(0, len(self.row_ids), rank, world)
-        for start, num in pieces(count, at_once):
-            chosen = self.row_ids[first + start : first + start + num]
+    def batches(self, pieces: Sequence[tuple[int, int]]) -> Iterator[Batch]:
+        """The held-out rows of each (start, count) piece, masked."""
+        for start, count in pieces:
+            chosen = self.row_ids[start : start + count]
             rows = gather_rows(self.set, chosen, self.device)
             numbers = torch.from_numpy(chosen).to(self.device)
-            epochs = torch.zeros_like(numbers)
+            rate = VALIDATION_MASK.rate[0]
             yield mlm_batch(
-                rows, numbers, epochs, VALIDATION_MASK, VALIDATION_MASK.rate[0], VALIDATION_SEED, self.vocabulary
+                rows, numbers, torch.zeros_like(numbers), VALIDATION_MASK, rate, VALIDATION_SEED, self.vocabulary
             )
 
     def measure(
@@ -138,12 +144,10 @@ class HeldOut:
     ) -> dict[str, float]:
         """Means over the held-out rows. `score(batch)` gives (sum, count) of each figure; all ranks must call it."""
         sums: dict[str, Tensor] = {}
-        size = -(-len(self.row_ids) // dist.world())
-        for batch in self.batches(at_once):
+        for batch in self.batches(my_pieces(0, len(self.row_ids), at_once)):
             pause()
             for name, (total, count) in score(batch).items():
                 part = torch.stack([total.double(), count.double()])
                 sums[name] = sums[name] + part if name in sums else part
-        assert sums, f"rank {dist.rank()} has none of {size} validation rows"
         values = dist.sum_over_ranks(torch.stack(list(sums.values())))
         return {name: total / max(1.0, count) for name, (total, count) in zip(sums, values.tolist(), strict=True)}

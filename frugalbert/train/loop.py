@@ -41,8 +41,11 @@ def train(run: Run) -> None:
     Continues from the newest checkpoint. Raises Stopped on a signal, after a checkpoint; ValueError if the run cannot
     go on; OSError, ValueError if the disk is full.
     """
+    setup = run.state.costs
     if resume(run):
         run.clock.add(run.state.seconds)
+        for name, seconds in setup.items():
+            run.state.costs[name] = run.state.costs.get(name, 0.0) + seconds
         say(f"pretrain: continuing at step {run.state.step}, {run.state.progress:.1%} of the budget")
     if run.micro_batch_fixed or not 0 < run.state.micro_batch < run.micro_batch:
         run.state.micro_batch = run.micro_batch
@@ -89,17 +92,21 @@ def _begin(run: Run) -> None:
 
 
 def _trial(run: Run) -> None:
-    """One forward and backward pass without a step: compiles, and halves the micro-batch until it fits."""
-    while True:
+    """One forward and backward pass without a step: compiles, and halves the micro-batch until it fits on all ranks."""
+    full = True
+    while full:
+        full = False
         try:
             drawn = run.draw(run.state.progress, run.state.samples, run.state.micro_batch)
-            accumulate(run, drawn)
-            run.optimizer.zero_grad(set_to_none=True)
-            return
+            accumulate(run, drawn, sync=False)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            full = is_out_of_memory(error)
+            if not full:
                 raise
-        halve(run)
+        run.optimizer.zero_grad(set_to_none=True)
+        full = dist.agree([float(full)]) == [1.0]
+        if full:
+            halve(run)
 
 
 def observe(run: Run) -> None:

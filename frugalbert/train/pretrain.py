@@ -20,13 +20,13 @@ from frugalbert.data import tokenizer as tokenizers
 from frugalbert.data.masking import Batch, Vocabulary
 from frugalbert.data.rows import read_index
 from frugalbert.model.arch import Arch
-from frugalbert.run import publish, write_atomic
+from frugalbert.run import flatten, write_atomic
 from frugalbert.train.batches import HeldOut, Sampler
 from frugalbert.train.curves import curve, rate
 from frugalbert.train.loop import train
 from frugalbert.train.objectives import Electra, MaskedLM, ReplacedTokens, generator_arch
 from frugalbert.train.optim import OptimizerSettings, check_optimizer, make_optimizer, parameter_table
-from frugalbert.train.state import Recipe, Run, whole_weights
+from frugalbert.train.state import Recipe, Run, write_weights
 from frugalbert.train.summary import announce, summarise
 
 if TYPE_CHECKING:
@@ -73,11 +73,11 @@ def build(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Machin
         )
         run.validate = validator(run, held_out)
         run.state.costs["setup"] = clock.seconds()
-        write_table(run)
+        write_table(run, section)
         ceiling = announce(run, section, sampler)
         train(run)
-        summary = summarise(run, section, sampler, held_out, ceiling) | {"compile": compiled}
-        return publish_model(run, summary)
+        write_weights(run, out / "model")
+        return summarise(run, section, sampler, held_out, {"ceiling_flops": ceiling, "compile": compiled})
     finally:
         dist.finish()
 
@@ -256,21 +256,9 @@ def validator(run: Run, held_out: HeldOut) -> Callable[[Callable[[], None]], dic
     return validate
 
 
-def write_table(run: Run) -> None:
-    """parameters.txt: which parameter has which peak rate and weight decay."""
+def write_table(run: Run, section: Pretrain) -> None:
+    """parameters.txt: which parameter has which peak rate and weight decay. The trackers get the settings."""
     if dist.is_main():
         write_atomic(run.out / "parameters.txt", parameter_table(run.optimizer))
-
-
-def publish_model(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
-    """`model/` and summary.json; the headline figures."""
-    from frugalbert.run import write_json
-
-    weights = whole_weights(run.model)
-    if dist.is_main():
-        with publish(run.out / "model") as work:
-            own = {name.removeprefix(run.prefix): t for name, t in weights.items() if name.startswith(run.prefix)}
-            run.write_model(work, own)
-        write_json(run.out / "summary.json", summary)
-    headline = ("final_validation_loss", "unigram_nll", "bigram_nll", "tokens_per_second", "tokens", "steps", "device")
-    return {name: summary[name] for name in headline}
+    if run.trackers is not None:
+        run.trackers.configuration(flatten(section.model_dump(mode="json")))

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +270,10 @@ def load(run: Run, step: int) -> None:
         parts[kind][rest] = tensor
     own = load_file(checkpoint.path_of(run.folder, step) / "model.safetensors")
     set_weights(run.model, {**{run.prefix + name: tensor for name, tensor in own.items()}, **parts["model"]})
+    if set(state) != {item.name for item in fields(State)}:
+        raise ValueError(
+            f"the checkpoints in {run.folder} are of another version of frugalbert; continue with that one"
+        )
     run.state = State(**state | {"validation": {name: float(value) for name, value in state["validation"].items()}})
     load_optimizer_state(run.optimizer, parts["optimizer"], run.state.optimizer)
     own_weights = named_weights(run.model)

@@ -54,6 +54,11 @@ def _gradients(run: Run) -> tuple[Drawn, dict[str, float], float, int]:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+        if dist.world() > 1:  # the others wait in the middle of the step
+            raise ValueError(
+                f"memory is full on rank {dist.rank()} with micro-batches of {run.state.micro_batch} sequences; "
+                f"set machine.micro_batch: {max(1, run.state.micro_batch // 2)}"
+            )
         halve(run)  # outside of `except`, whose traceback keeps the tensors alive
 
 
@@ -63,11 +68,11 @@ def step_seed(seed: int, attempt: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little")
 
 
-def accumulate(run: Run, drawn: Drawn) -> dict[str, Tensor]:
-    """Forward and backward over the micro-batches; sums of their figures."""
+def accumulate(run: Run, drawn: Drawn, *, sync: bool = True) -> dict[str, Tensor]:
+    """Forward and backward over the micro-batches; sums of their figures. `sync`: the last one averages over ranks."""
     totals: dict[str, Tensor] = {}
     for index, micro in enumerate(drawn.micros):
-        with dist.no_sync(run.parallel, last=index == len(drawn.micros) - 1):
+        with dist.no_sync(run.parallel, last=sync and index == len(drawn.micros) - 1):
             with dist.autocast(run.device, run.precision):
                 shares = run.objective(run.parallel, micro, run.state.progress)
             loss = shares["loss"] * dist.world()  # gradients are averaged over ranks, shares add up over them
@@ -201,16 +206,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def halve(run: Run) -> None:
-    """Halve the micro-batch: the same samples in more pieces. Raises ValueError if it is 1, or with several ranks."""
+    """Halve the micro-batch: the same samples in more pieces. Raises ValueError if it is 1."""
     run.optimizer.zero_grad(set_to_none=True)
     gc.collect()
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
-    if dist.world() > 1:
-        raise ValueError(
-            f"memory is full on rank {dist.rank()} with micro-batches of {run.state.micro_batch} sequences; "
-            f"set machine.micro_batch: {max(1, run.state.micro_batch // 2)}"
-        )
     if run.state.micro_batch <= 1:
         raise ValueError("memory is full even with one sequence at a time; choose a smaller pretrain.arch")
     run.state.micro_batch = (run.state.micro_batch + 1) // 2

@@ -20,12 +20,13 @@ from frugalbert.data.ngram import baselines
 from frugalbert.model.arch import Arch
 from frugalbert.model.cost import training_flops
 from frugalbert.progress import duration, number
-from frugalbert.run import say
+from frugalbert.run import say, write_json
 from frugalbert.train.batches import HeldOut, Sampler, mask_rate
 from frugalbert.train.objectives import Electra
 from frugalbert.train.state import Run, as_json
 
-EXPECTED_SHARE = 0.4  # of the ceiling, for the estimate of steps before the first one
+EXPECTED_SHARE = {"cpu fp32": 0.6, "cpu bf16": 0.25}  # of the ceiling, for the estimate before the first step; else:
+EXPECTED_OTHERWISE = 0.35
 
 
 def gemm_ceiling(arch: Arch, tokens: int, device: torch.device, precision: str, seconds: float = 0.3) -> float:
@@ -93,7 +94,10 @@ def announce(run: Run, section: Pretrain, sampler: Sampler) -> float:
         f"{dist.world()} {run.device.type}, {torch.get_num_threads()} threads, {run.precision} "
         f"({number(ceiling)} FLOP/s at best); optimizer {section.optimizer}, curve {section.curve}"
     )
-    speed = EXPECTED_SHARE * ceiling / flops_per_token(run, section, sampler)
+    share = EXPECTED_SHARE.get(f"{run.device.type} {run.precision}", EXPECTED_OTHERWISE)
+    speed = share * ceiling / flops_per_token(run, section, sampler)
+    if run.precision == "bf16" and not dist.multiplies_bf16(run.device):
+        say("pretrain: this hardware does not multiply bf16 itself; precision: fp32 is probably faster")
     steps, seconds = _expected(run, sampler, speed)
     say(f"pretrain: budget {section.budget}: about {number(round(steps))} steps, {duration(seconds)}")
     return ceiling
@@ -121,9 +125,21 @@ def _parameters(run: Run) -> tuple[int, int, int]:
     return sum(parameter.numel() for parameter in model.parameters()), embeddings, encoder
 
 
-def summarise(run: Run, section: Pretrain, sampler: Sampler, held_out: HeldOut, ceiling: float) -> dict[str, Any]:
-    """The contents of summary.json; says what the run cost and what it reached."""
-    state = run.state
+def summarise(
+    run: Run, section: Pretrain, sampler: Sampler, held_out: HeldOut, measured: dict[str, Any]
+) -> dict[str, Any]:
+    """Write summary.json, say what the run cost and what it reached; returns the headline figures (main rank)."""
+    if not dist.is_main():
+        return {}
+    found = _summary(run, section, sampler, measured) | _baselines(sampler, held_out)
+    write_json(run.out / "summary.json", found)
+    _say(run, found)
+    headline = ("final_validation_loss", "unigram_nll", "bigram_nll", "tokens_per_second", "tokens", "steps", "device")
+    return {name: found[name] for name in headline}
+
+
+def _summary(run: Run, section: Pretrain, sampler: Sampler, measured: dict[str, Any]) -> dict[str, Any]:
+    state, ceiling = run.state, measured["ceiling_flops"]
     model = run.model.discriminator if isinstance(run.model, Electra) else run.model
     arch = model.config.to_arch()
     parameters, embeddings, encoder = _parameters(run)
@@ -131,12 +147,7 @@ def summarise(run: Run, section: Pretrain, sampler: Sampler, held_out: HeldOut, 
     speed = state.tokens / max(busy, 1e-9)
     flops = flops_per_token(run, section, sampler)
     costs = {name: round(state.costs.get(name, 0.0), 3) for name in COSTS}
-    ngrams = _baselines(sampler, held_out)
     loss, accuracy = (state.validation.get(f"validation_{name}") for name in ("loss", "accuracy"))
-    _say_cost(run, costs, speed * flops / ceiling)
-    if loss is not None:
-        nlls = ", ".join(f"{name.split('_')[0]} {value:.3f}" for name, value in ngrams.items())
-        say(f"pretrain: held-out masked-LM loss {loss:.3f}, accuracy {accuracy:.1%} ({nlls})")
     final = {"final_validation_loss": loss, "final_validation_accuracy": accuracy, "masked_accuracy": accuracy}
     return {
         "arch": arch.to_text(),
@@ -152,7 +163,7 @@ def summarise(run: Run, section: Pretrain, sampler: Sampler, held_out: HeldOut, 
         "cost_seconds": costs,
         "tokens_per_second": round(speed, 1),
         "flop_utilisation_of_measured_ceiling": round(speed * flops / ceiling, 4),
-        "ceiling_flops": ceiling,
+        **measured,
         "device": _device_name(run.device),
         "ranks": dist.world(),
         "precision": run.precision,
@@ -161,32 +172,35 @@ def summarise(run: Run, section: Pretrain, sampler: Sampler, held_out: HeldOut, 
         "restores": state.restores,
         "final_validation": as_json(state.validation),
         **as_json(final),
-        **ngrams,
     }
 
 
 COSTS = ("train", "wait", "validation", "checkpoint", "compile", "setup")
 
 
-def _say_cost(run: Run, costs: dict[str, float], utilisation: float) -> None:
-    state = run.state
+def _say(run: Run, found: dict[str, Any]) -> None:
+    costs = found["cost_seconds"]
     total = max(1e-9, sum(costs.values()))
     spent = ", ".join(f"{name} {seconds / total:.1%}" for name, seconds in costs.items() if seconds / total >= 0.001)
     say(
-        f"pretrain: {number(state.step)} steps, {number(state.tokens)} tokens in {duration(state.seconds)} ({spent}); "
-        f"{utilisation:.0%} of the matrix products' speed"
+        f"pretrain: {number(found['steps'])} steps, {number(found['tokens'])} tokens in {duration(found['seconds'])} "
+        f"({spent}); {found['flop_utilisation_of_measured_ceiling']:.0%} of the matrix products' speed"
     )
     if costs["validation"] > 0.15 * total:
         say("pretrain: validation took much of the budget; lower pretrain.validation.rows or raise its every")
-    if state.ended.startswith("early"):
-        say(f"pretrain: {state.ended}")
+    if found["ended"].startswith("early"):
+        say(f"pretrain: {found['ended']}")
+    nlls = f"unigram {found['unigram_nll']:.3f}, bigram {found['bigram_nll']:.3f}"
+    loss, accuracy = (run.state.validation.get(f"validation_{name}", 0.0) for name in ("loss", "accuracy"))
+    say(f"pretrain: held-out masked-LM loss {loss:.3f}, accuracy {accuracy:.1%} ({nlls})")
 
 
 def _baselines(sampler: Sampler, held_out: HeldOut) -> dict[str, float]:
     """Unigram and bigram cross-entropy at the positions that validation masks."""
     length = held_out.set.length
     ids, positions, labels, rows = [], [], [], 0
-    for batch in held_out.batches(256, whole=True):
+    count = len(held_out.row_ids)
+    for batch in held_out.batches([(start, min(256, count - start)) for start in range(0, count, 256)]):
         ids.append(restore(batch).cpu().numpy())
         positions.append(batch.masked_positions.cpu().numpy() + rows * length)
         labels.append(batch.labels.cpu().numpy())

@@ -53,7 +53,7 @@ def timed(out: Path, time: Time, seconds: str, costs: dict[str, float], **values
 def test_learning_rate_follows_the_wall_clock(seconds: str, tmp_path: Path):
     """Warm-up, then straight down to 0 at the budget's end, whatever the steps, validations and checkpoints take."""
     time, total = Time(), Budget.parse(seconds).amount
-    costs = {"draw": total / 200, "validation": total / 50, "checkpoint": total / 80}
+    costs = {"draw": total / 100, "validation": total / 50, "checkpoint": total / 80}
     checkpoints = Checkpoints(every=Budget("seconds", total / 4))
     run = timed(tmp_path, time, seconds, costs, checkpoints=checkpoints)
     loop.train(run)
@@ -63,10 +63,10 @@ def test_learning_rate_follows_the_wall_clock(seconds: str, tmp_path: Path):
     end = 1 - run.state.reserve / total
     late = used > 0.3  # the time that is set aside is known after the first validation
     expected = np.where(used < 0.1 * end, used / 0.1 / end, (end - used) / 0.9 / end)
-    np.testing.assert_allclose(rates[late], expected[late], atol=0.01)
+    np.testing.assert_allclose(rates[late], expected[late], atol=0.02)
     assert np.corrcoef(used[late], rates[late])[0, 1] ** 2 > 0.9999
     assert rates.argmax() < 0.2 * len(rates)
-    assert rates[-1] < 0.01
+    assert rates[-1] < 0.02
 
 
 @pytest.mark.parametrize("stop_at", [1.0, 0.4])

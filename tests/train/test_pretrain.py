@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +16,8 @@ from frugalbert.config import Mask, Phase
 from frugalbert.data.masking import IGNORED, Vocabulary
 from frugalbert.data.tokenizer import digest, load
 from frugalbert.model.arch import Arch
-from frugalbert.train import pretrain
-from frugalbert.train.batches import HeldOut, Sampler, mask_rate, phase_length, pieces, shares
+from frugalbert.train import batches, pretrain
+from frugalbert.train.batches import HeldOut, Sampler, mask_rate, my_pieces, phase_length, shares
 from frugalbert.train.objectives import generator_arch
 from tests.train import small_run, toy
 
@@ -279,21 +278,30 @@ def test_a_batch_is_a_function_of_its_position(inputs: dict[str, Path]):
 
 def test_shares_count_masked_and_real_tokens(inputs: dict[str, Path]):
     sampler = sampler_of(inputs)
-    batches = [sampler._masked(32, 0, 2, 0.15), sampler._masked(32, 2, 5, 0.4)]
-    micros, tokens = shares(batches)
-    masked = [int((batch.labels != IGNORED).sum()) for batch in batches]
+    made = [sampler._masked(32, 0, 2, 0.15), sampler._masked(32, 2, 5, 0.4)]
+    micros, tokens = shares(made)
+    masked = [int((batch.labels != IGNORED).sum()) for batch in made]
     assert [float(micro.masked_share) for micro in micros] == pytest.approx([count / sum(masked) for count in masked])
-    assert int(tokens) == sum(int((batch.document_ids > 0).sum()) for batch in batches)
+    assert int(tokens) == sum(int((batch.document_ids > 0).sum()) for batch in made)
 
 
-def test_mask_rate_and_pieces():
+def test_mask_rate():
     assert [mask_rate(Mask(rate=(0.3, 0.15)), p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.3, 0.225, 0.15])
     assert mask_rate(Mask(rate=(0.2,)), 0.7) == 0.2
-    for count, at_once in ((8, 3), (1, 5), (12, 4), (13, 4)):
-        parts = list(pieces(count, at_once))
-        assert sum(size for _, size in parts) == count
-        assert max(size for _, size in parts) <= at_once
-        assert len(parts) == math.ceil(count / at_once)
+
+
+@pytest.mark.parametrize("size, at_once, world", [(8, 3, 1), (1, 5, 1), (13, 4, 1), (8, 3, 2), (5, 1, 2), (7, 2, 3)])
+def test_all_ranks_have_as_many_pieces(size: int, at_once: int, world: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(batches.dist, "world", lambda: world)
+    parts = []
+    for rank in range(world):
+        monkeypatch.setattr(batches.dist, "rank", lambda rank=rank: rank)
+        parts.append(my_pieces(100, size, at_once))
+    assert len({len(part) for part in parts}) == 1
+    covered = [start + at for part in parts for start, count in part for at in range(count)]
+    assert covered == list(range(100, 100 + size))
+    sizes = [count for part in parts for _, count in part]
+    assert 1 <= min(sizes) <= max(sizes) <= at_once + (world > 1)
 
 
 def test_validation_is_the_same_whatever_training_does(inputs: dict[str, Path]):
@@ -301,7 +309,7 @@ def test_validation_is_the_same_whatever_training_does(inputs: dict[str, Path]):
     seen = []
     for values in ({}, {"seed": 5}, {"mask": {"rate": [0.4, 0.2], "style": "mask"}}, {"batch_size": 2}):
         held_out = HeldOut(small_run.section(**values), inputs["shards"], 32, words)
-        seen.append(torch.cat([batch.input_ids for batch in held_out.batches(7)]))
+        seen.append(torch.cat([batch.input_ids for batch in held_out.batches([(0, 7), (7, 9)])]))
     assert all(torch.equal(seen[0], other) for other in seen[1:])
 
 

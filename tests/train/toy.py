@@ -18,8 +18,7 @@ from torch.nn import functional
 from frugalbert import dist
 from frugalbert.budget import Budget, Clock
 from frugalbert.config import Checkpoints, Validation
-from frugalbert.data.rows import rank_share
-from frugalbert.train.batches import pieces
+from frugalbert.train.batches import my_pieces
 from frugalbert.train.curves import curve, rate
 from frugalbert.train.loop import train
 from frugalbert.train.optim import OptimizerSettings, make_optimizer
@@ -60,8 +59,7 @@ def rows(start: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
 def draw(batch_size: int) -> Any:
     def one(progress: float, samples: dict[str, int], micro_batch: int) -> Drawn:
         start = samples.get("toy", 0)
-        first, count = rank_share(start, batch_size, dist.rank(), dist.world())
-        parts = [rows(first + at, num) for at, num in pieces(count, micro_batch)]
+        parts = [rows(at, num) for at, num in my_pieces(start, batch_size, micro_batch)]
         total = rows(start, batch_size)[2].sum()
         micros = [(ids, labels, counts / total) for ids, labels, counts in parts]
         after = start + batch_size
