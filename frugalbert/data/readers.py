@@ -11,7 +11,6 @@ import contextlib
 import csv
 import html
 import json
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -25,7 +24,6 @@ Lines = Iterable[tuple[int, bytes]]
 SEGMENT = 1 << 20  # longest part of a line that is held at once where a document may be more or less than a line
 MAX_LINE = 1 << 28  # a JSON line or CSV field beyond this is not text
 HOPELESS = 1_000  # records without a usable one after which a file is refused rather than read to its end
-TITLE = re.compile(rb'title="([^\n]*)">')
 
 
 def read(path: Path, form: str, field: str, counts: Counts) -> Iterator[Text]:
@@ -174,8 +172,7 @@ def _wikiextractor(lines: Lines, path: Path, counts: Counts) -> Events:
         if data.startswith(b"<doc "):
             if inside:
                 counts.repair(f"{path}:{number}", "<doc> without </doc>")
-            found = TITLE.search(data)
-            inside, title = True, html.unescape(decode(found[1])).strip() if found else ""
+            inside, title = True, _title(data.partition(b'title="')[2].rpartition(b'">')[0])
             yield None
         elif data.startswith(b"</doc>"):
             inside = False
@@ -184,13 +181,18 @@ def _wikiextractor(lines: Lines, path: Path, counts: Counts) -> Events:
             pass
         elif not inside:
             counts.repair(f"{path}:{number}", "lines outside <doc> left out")
-        elif not (title and html.unescape(decode(data)).strip() == title):
+        elif not (title and _title(data) == title):
             title = ""
             yield number, data
         else:
             title = ""
     if inside:
         counts.repair(f"{path}:{number}", "<doc> without </doc>")
+
+
+def _title(data: bytes) -> str:
+    """A title, which some versions of WikiExtractor escape; titles of Wikipedia have at most 255 bytes."""
+    return html.unescape(decode(data[:2000])).strip()
 
 
 EVENTS: dict[str, Callable[[Lines, Path, Counts], Events]] = {

@@ -51,6 +51,9 @@ SOURCE = '''
 
     def k():
         b"""bytes"""
+
+    def l():
+        """Last."""
     '''
 
 
@@ -59,7 +62,7 @@ def test_all_docstrings_with_their_lines(tmp_path):
     path.write_text(textwrap.dedent(SOURCE).lstrip())
     found = python_docs.docstrings(path, Counts())
     assert [text for _, text in found] == [
-        "Module.\n\nIndented.", "A class.", "A method \\d.", "Inside.", "Conditional.", "Handler.", "With.",
+        "Module.\n\nIndented.", "A class.", "A method \\d.", "Inside.", "Conditional.", "Handler.", "With.", "Last.",
     ]  # fmt: skip
     lines = path.read_text().split("\n")
     assert all(text.split("\n")[0] in lines[line - 1] for line, text in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import csv
 import gzip
 import io
@@ -10,6 +11,7 @@ import json
 import lzma
 import os
 import random
+import time
 import zlib
 from pathlib import Path
 
@@ -170,7 +172,7 @@ def test_lines_do_not_depend_on_how_much_is_read_at_once(tmp_path, monkeypatch, 
     assert "".join(texts(path, "text")) == "one\ntwo\n\n\nthree é\nfour"
 
 
-@PROPERTY
+@settings(PROPERTY, max_examples=300)
 @given(st.integers(0, 2**32 - 1))
 def test_fuzzed_files_are_read_or_refused_in_one_sentence(tmp_path, seed):
     generator = random.Random(seed)
@@ -305,6 +307,18 @@ def test_wikiextractor_damage_is_counted(tmp_path):
     path = write(tmp_path / "w", content + '<doc id="3" url="u" title="C">\nC\nthird')
     assert texts(path, "wikiextractor", counts=counts) == ["first\n", "second\n", "third"]
     assert counts.repaired == {"lines outside <doc> left out": 2, "<doc> without </doc>": 2}
+
+
+@pytest.mark.parametrize(
+    "line", ['title="', '">', "&#9", "&", '"', '"",', "\t", "{", '{"a":', "[", "\\", "\r", "\n ", "\n\n", "</doc>", "é"]
+)
+def test_adversarial_lines_are_quick(tmp_path, line):
+    content = f'<doc id="1" title="{line * (400_000 // len(line))}">\n{line * 100_000}\n</doc>\n'
+    start = time.process_time()
+    for form in ("wikiextractor", "jsonl", "csv", "tsv", "lines", "paragraphs", "auto"):
+        with contextlib.suppress(ValueError):
+            texts(write(tmp_path / "a", content), form)
+    assert time.process_time() - start < 10  # quadratic work would take hours
 
 
 @pytest.mark.parametrize("form", ["lines", "text", "paragraphs", "jsonl", "wikiextractor"])
