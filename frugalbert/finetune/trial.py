@@ -7,7 +7,6 @@ scale back into the last layer, so the saved model speaks in the task's own unit
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,11 +70,11 @@ def fit(
     from frugalbert.train.curves import linear, rate
     from frugalbert.train.optim import parameter_groups
 
-    settings, kind = job.settings, job.data.task.type
+    settings = job.settings
     groups = parameter_groups(model, settings.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=BETAS, eps=EPSILON, fused=True)
     labels = torch.from_numpy(job.train.labels).to(job.device)
-    if kind == "regression":
+    if job.data.task.type == "regression":
         labels = (labels - scale[0]) / scale[1]
     lengths, decay, epoch = job.train.lengths, linear(), 0
     queue: list[np.ndarray[Any, Any]] = []
@@ -84,13 +83,7 @@ def fit(
         check_stop()
         if not queue:
             queue, epoch = batches(lengths, settings.batch_size, seed, epoch), epoch + 1
-        rows, loss = queue.pop(), 0.0
-        for part in np.array_split(rows, -(-len(rows) // job.micro_batch)):
-            with dist.autocast(job.device, job.precision), _out_of_memory():
-                logits = model(**collate(job.train, part, job.device)).logits
-            part_loss = losses(kind, logits.float(), labels[torch.from_numpy(part).to(job.device)]).sum() / len(rows)
-            part_loss.backward()
-            loss += part_loss.item()
+        loss = gradients(model, job, queue.pop(), labels)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         if not math.isfinite(loss) or not bool(torch.isfinite(norm)):
             raise ValueError(
@@ -102,6 +95,24 @@ def fit(
         optimizer.step()
         optimizer.zero_grad()
         report(step + 1, loss)
+
+
+def gradients(model: nn.Module, job: Job, rows: np.ndarray[Any, Any], labels: Tensor) -> float:
+    """Add the gradients of the batch's mean loss, in micro-batches, and return that loss."""
+    import torch
+
+    total = 0.0
+    try:
+        for part in np.array_split(rows, -(-len(rows) // job.micro_batch)):
+            with dist.autocast(job.device, job.precision):
+                logits = model(**collate(job.train, part, job.device)).logits
+            expected = labels[torch.from_numpy(part).to(job.device)]
+            loss = losses(job.data.task.type, logits.float(), expected).sum() / len(rows)
+            loss.backward()
+            total += loss.item()
+    except torch.OutOfMemoryError:
+        raise ValueError("the GPU's memory is full; write a smaller machine.micro_batch, for example 8") from None
+    return total
 
 
 def predict(model: nn.Module, features: Features, device: torch.device) -> np.ndarray[Any, Any]:
@@ -148,13 +159,3 @@ def rescale(model: nn.Module, mean: float, scale: float) -> None:
     with torch.no_grad():
         last[-1].weight.mul_(scale)
         last[-1].bias.mul_(scale).add_(mean)
-
-
-@contextlib.contextmanager
-def _out_of_memory() -> Any:
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise ValueError("the GPU's memory is full; write a smaller machine.micro_batch, for example 8") from None
