@@ -33,7 +33,11 @@ def launch(folder: Path, world: int, **options: Any) -> list[dict[str, Any]]:
                 command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
         )
-    ends = [process.communicate(timeout=300) for process in processes]
+    try:
+        ends = [process.communicate(timeout=600) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     for process, (_, error) in zip(processes, ends, strict=True):
         assert process.returncode == 0, error
     return [json.loads(out.splitlines()[-1]) for out, _ in ends]
