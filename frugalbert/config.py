@@ -179,6 +179,11 @@ class Mask(Section):
     """Mask all pieces of a word together."""
     random_token_includes_special: bool = False
     """Let random replacements be special tokens, as the reference systems do."""
+    max_predictions: Count | None = None
+    """Mask at most this many tokens of a row, whatever `rate` says; none = no cap."""
+    copies: Count | None = None
+    """The number of differently masked copies of a row that the epochs go through in turn (the references' dup_factor);
+    none = new masks in every epoch."""
 
     @model_validator(mode="after")
     def _rates(self) -> Mask:

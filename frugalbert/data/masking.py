@@ -108,9 +108,11 @@ class Batch:
     draws: Tensor
 
 
-def num_slots(rate: float, length: int) -> int:
-    """Masked slots per row of `length` tokens: round(rate * length), half to even, at least 1 unless the rate is 0."""
-    return max(1, round(rate * length)) if rate > 0 else 0
+def num_slots(rate: float, length: int, most: int | None = None) -> int:
+    """Masked slots per row of `length` tokens: round(rate * length), half to even, at least 1 unless the rate is 0, and
+    at most `most`."""
+    slots = max(1, round(rate * length)) if rate > 0 else 0
+    return slots if most is None else min(slots, most)
 
 
 def mlm_batch(
@@ -118,21 +120,22 @@ def mlm_batch(
 ) -> Batch:
     """Mask `rate` of each row's tokens: rows (B, T) of any integer type, row_ids and epochs (B,) int64, same device.
 
-    Of a row with n tokens besides padding, min(max(1, round(rate * n)), ordinary tokens) are chosen, each equally
-    likely; special tokens never are. With whole words, words are taken in random order while they fit, at last those of
-    one piece, so a row without such words may stay a token or two below the number.
+    Of a row with n tokens besides padding, min(max(1, round(rate * n)), ordinary tokens, max_predictions) are chosen,
+    each equally likely; special tokens never are. With whole words, words are taken in random order while they fit, at
+    last those of one piece, so a row without such words may stay a token or two below the number. With
+    `settings.copies` the masks of epoch e are those of epoch e mod copies.
     Raises ValueError if whole words are asked of a tokenizer that does not mark them.
     """
     ids = rows.long()
     num_rows, length = ids.shape
     document_ids, position_ids = documents(ids, vocabulary)
-    key = _key(seed, row_ids, epochs)
+    key = _key(seed, row_ids, epochs if settings.copies is None else epochs % settings.copies)
     candidate = ~vocabulary.special[ids]
     num_real = (document_ids > 0).sum(1, keepdim=True)
-    wanted = (num_real.double() * rate).round().long().clamp(min=1)
+    wanted = (num_real.double() * rate).round().long().clamp(min=1, max=settings.max_predictions)
     wanted = torch.minimum(wanted, candidate.sum(1, keepdim=True))
     place = torch.arange(length, device=ids.device)
-    slots = num_slots(rate, length)
+    slots = num_slots(rate, length, settings.max_predictions)
     if settings.whole_words:
         chosen = _whole_words(ids, candidate, wanted, key, vocabulary)
         position = torch.where(chosen, place, length).topk(slots, largest=False, sorted=True).values

@@ -94,6 +94,21 @@ def test_each_row_has_the_number_of_masks_of_the_rule(rows, rate):
             assert taken == sorted(set(taken))
 
 
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_no_row_has_more_masks_than_the_cap(rows, whole_words):
+    """Long rows stop at the cap, short ones keep the number of the rate; the slots are no more than the cap."""
+    short = rows[:400].clone()
+    short[200:, 40:] = SPECIAL["pad"]
+    whole, capped = (draw(short, Mask(whole_words=whole_words, max_predictions=most)) for most in (None, 12))
+    counts = [(batch.labels != IGNORED).view(400, -1).sum(1) for batch in (whole, capped)]
+    assert capped.labels.numel() == 400 * 12
+    if not whole_words:
+        assert torch.equal(counts[1], counts[0].clamp(max=12))
+    assert int(counts[0][:200].min()) > 12 == int(counts[1].max())
+    assert torch.equal(counts[1][200:], counts[0][200:])
+    assert torch.equal(restore(capped), short)
+
+
 def test_a_rate_of_zero_masks_nothing(rows):
     batch = draw(rows[:8], rate=0.0)
     assert batch.labels.numel() == 0
@@ -164,6 +179,17 @@ def test_epochs_seeds_and_rows_differ_only_in_their_masks(rows):
         assert torch.equal(one.document_ids, other.document_ids)
         same = (one.masked_positions[:, None] == other.masked_positions).any(1).double().mean()
         assert 0.10 < same < 0.20  # 15 % by chance
+def test_fixed_copies_come_round_again(rows):
+    """Three copies: epochs 0, 1, 2 differ, epoch 3 is epoch 0 again; without copies it is not."""
+    fixed = [draw(rows[:200], Mask(copies=3), epoch=epoch) for epoch in range(4)]
+    fresh = [draw(rows[:200], epoch=epoch) for epoch in range(4)]
+    for epoch in range(4):
+        assert torch.equal(fixed[epoch].input_ids, fresh[epoch % 3].input_ids)
+        assert torch.equal(fixed[epoch].masked_positions, fresh[epoch % 3].masked_positions)
+    assert not torch.equal(fixed[3].masked_positions, fresh[3].masked_positions)
+
+
+def test_equal_rows_have_different_masks(rows):
     equal_rows = rows[:1].expand(200, -1)
     places = draw(equal_rows).masked_positions.view(200, -1) % 128
     assert len({tuple(row) for row in places.tolist()}) == 200
