@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
 import queue
 import sys
 import threading
@@ -88,6 +89,15 @@ def usable_cores() -> int:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cores = min(cores, max(1, int(quota) // int(period)))
     return max(1, cores)
+
+
+def processor_name() -> str:
+    """The CPU's name as the system gives it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def set_threads(machine: Machine) -> int:
@@ -277,6 +287,7 @@ class Trackers:
             trackers = [_tracker(name, run_name, folder) for name in names]
         except Exception as error:  # a tracker may raise anything, and none of it may stop a training
             self._open(error)
+            return
         while (call := self._calls.get()) is not None and self._broken is None:
             kind, (values, step) = call
             self._busy_since = time.monotonic()
