@@ -38,7 +38,7 @@ PACKAGES = ("frugalbert", "torch", "transformers", "tokenizers", "accelerate", "
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -63,7 +63,7 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def _umask() -> int:
@@ -106,7 +106,7 @@ def publish(path: Path | str) -> Generator[Path]:
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
         work.chmod(0o777 & ~_umask())
-        _sync_directory(work)
+        sync_directory(work)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-old-", dir=path.parent))
             os.rename(path, old / path.name)
@@ -114,7 +114,7 @@ def publish(path: Path | str) -> Generator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.rename(work, path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from frugalbert import config as sections
 from frugalbert import run
-from frugalbert.measure.latency import processor_name
+from frugalbert.dist import processor_name
 from frugalbert.measure.models import OURS, max_length
 from frugalbert.progress import duration, number
 

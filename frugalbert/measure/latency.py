@@ -11,7 +11,6 @@ import contextlib
 import json
 import mmap
 import os
-import platform
 import queue
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import Any, TextIO
 
 from frugalbert import run
 from frugalbert.config import Bench, Machine
+from frugalbert.dist import pick_device, processor_name
 from frugalbert.progress import number
 
 FILE = "latency.jsonl"
@@ -174,19 +174,8 @@ def _read(file: Path | None) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def processor_name() -> str:
-    """The CPU's name as the system gives it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def _gpu(machine: Machine) -> dict[str, str]:
     import torch
-
-    from frugalbert.dist import pick_device
 
     return {"cuda": torch.cuda.get_device_name()} if pick_device(machine).type == "cuda" else {}
 
@@ -214,13 +203,17 @@ def _time_apart(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     command = [sys.executable, "-m", "frugalbert.measure.timing"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+        results: queue.Queue[str | None] = queue.Queue()
+        errors: queue.Queue[str | None] = queue.Queue()
+        ends = ((process.stdout, results), (process.stderr, errors))
+        pumps = [threading.Thread(target=_pump, args=pair, daemon=True) for pair in ends]
+        for pump in pumps:
+            pump.start()
         try:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(json.dumps(task))
                 process.stdin.close()
-            errors: queue.Queue[str | None] = queue.Queue()
-            threading.Thread(target=_pump, args=(process.stderr, errors), daemon=True).start()
-            for line in _lines(process.stdout):
+            for line in _lines(results):
                 result = json.loads(line)
                 if "error" in result:
                     raise ValueError(result["error"])
@@ -230,12 +223,12 @@ def _time_apart(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 raise RuntimeError(f"timing {task['path']} failed: {''.join(last).strip() or process.returncode}")
         finally:
             process.kill()
+            for pump in pumps:  # before the pipes are closed under them
+                pump.join()
 
 
-def _lines(stream: TextIO) -> Iterator[str]:
-    """JSON lines of a stream as they come, looking at the signals in between."""
-    lines: queue.Queue[str | None] = queue.Queue()
-    threading.Thread(target=_pump, args=(stream, lines), daemon=True).start()
+def _lines(lines: queue.Queue[str | None]) -> Iterator[str]:
+    """JSON lines as they come, looking at the signals in between."""
     while True:
         run.check_stop()
         with contextlib.suppress(queue.Empty):

@@ -196,6 +196,7 @@ def _context(found: Collected) -> dict[str, Any]:
         "mixed": mixed,
         "notes": _notes(found),
         "has_baseline": any(map(is_baseline, found.latency)),
+        "has_random": any(comparison.random for comparison in comparisons(found.results)),
         "events": found.events[:20],
         "training_facts": tables.training_facts(found),
         "corpus_facts": tables.corpus_facts(found),

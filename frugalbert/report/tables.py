@@ -315,8 +315,10 @@ def environment(found: Collected) -> tuple[list[tuple[str, str]], list[str]]:
         if len(values) > 1
     ]
     timed = {text_at(row, "device"): text_at(row, "processor") for row in found.latency}
-    extra = [("device", text_at(found.summary, "device"))]
-    extra += [({"cpu": "CPU", "cuda": "GPU"}.get(device, device), name) for device, name in timed.items()]
+    device, cpu = text_at(found.summary, "device"), text_at(found.summary, "cpu") or timed.get("cpu", "")
+    extra = [("device", "" if device == cpu else device), ("CPU", cpu)]
+    extra += [("CPU of the timings" if name == "cpu" else "GPU of the timings", processor)
+              for name, processor in timed.items() if processor not in (device, cpu)]  # fmt: skip
     extra += [(label, _shown(count, at(found.summary, label))) for label in ("threads", "ranks")]
     return [(label, value) for label, value in extra if value] + facts, mixed
 

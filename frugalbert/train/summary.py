@@ -164,7 +164,9 @@ def _summary(run: Run, section: Pretrain, sampler: Sampler, measured: dict[str, 
         "tokens_per_second": round(speed, 1),
         "flop_utilisation_of_measured_ceiling": round(speed * flops / ceiling, 4),
         **measured,
-        "device": _device_name(run.device),
+        "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else dist.processor_name(),
+        "cpu": dist.processor_name(),
+        "threads": torch.get_num_threads(),
         "ranks": dist.world(),
         "precision": run.precision,
         "micro_batch": state.micro_batch,
@@ -209,7 +211,3 @@ def _baselines(sampler: Sampler, held_out: HeldOut) -> dict[str, float]:
     return baselines(
         sampler.sets[length], np.concatenate(ids), np.concatenate(positions)[used], np.concatenate(labels)[used]
     )
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -153,7 +153,8 @@ def _pretraining(folder: Path, steps: int) -> None:
         "cost_seconds": {"train": 262.4, "wait": 1.1, "validation": 16.8, "checkpoint": 5.7, "compile": 0.0,
                          "setup": 14.0},
         "tokens_per_second": 25300.0, "flop_utilisation_of_measured_ceiling": 0.588, "ceiling_flops": 9.93e11,
-        "device": "cpu", "precision": "bf16", "micro_batch": 32, "compile": False, "final_validation_loss": 3.421,
+        "device": "AMD EPYC 9B45", "cpu": "AMD EPYC 9B45", "threads": 2,
+        "precision": "bf16", "micro_batch": 32, "compile": False, "final_validation_loss": 3.421,
         "final_validation_accuracy": 0.4398, "unigram_nll": UNIGRAM, "bigram_nll": BIGRAM, "masked_accuracy": 0.4398,
     })  # fmt: skip
 

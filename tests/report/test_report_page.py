@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from frugalbert.config import Machine, Report
+from frugalbert.report import tables
+from frugalbert.report.collect import collect
 from frugalbert.report.page import build, render
 from frugalbert.report.wording import clean
 from tests.report.conftest import TEXTS, dump, make_run
@@ -185,6 +187,30 @@ def test_a_finished_run_shows_what_it_should(finished_page: str):
     assert "not complete" not in text
     assert finished_page.count("<svg ") == 10  # loss twice, throughput, two bars, dots, four settings of latency
     assert finished_page.count('role="img" aria-label="') == 10
+
+
+def test_random_weights_are_only_spoken_of_where_they_were_tried(finished_page: str, tmp_path: Path):
+    assert "once from random ones" in read(finished_page).text
+    run = make_run(tmp_path / "run", steps=0)
+    rows = json.loads((run / "finetune" / "results.json").read_text())
+    dump(run / "finetune" / "results.json", [
+        {key: value for key, value in row.items() if key != "gain"} for row in rows if row["init"] != "random"
+    ])  # fmt: skip
+    page = render(run)
+    tuning = page[page.index('<section id="tuning"') :].split("</section>")[0]
+    assert "once from random ones" not in read(page).text
+    assert "finetune.random_baseline" in tuning
+    assert ">random" not in tuning
+
+
+def test_the_environment_names_the_machine(tmp_path: Path):
+    run = make_run(tmp_path / "run", steps=20)
+    assert tables.environment(collect(run))[0][:3] == [("CPU", "AMD EPYC 9B45"), ("threads", "2"), ("ranks", "1")]
+    summary = json.loads((run / "pretrain" / "summary.json").read_text())
+    dump(run / "pretrain" / "summary.json", {**summary, "device": "NVIDIA H200", "cpu": "Another", "threads": 8})
+    assert tables.environment(collect(run))[0][:4] == [
+        ("device", "NVIDIA H200"), ("CPU", "Another"), ("CPU of the timings", "AMD EPYC 9B45"), ("threads", "8"),
+    ]  # fmt: skip
 
 
 def test_the_same_files_give_the_same_page(tmp_path: Path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from frugalbert import dist
 from frugalbert.config import Mask, Phase
 from frugalbert.data.masking import IGNORED, Vocabulary
 from frugalbert.data.tokenizer import digest, load
@@ -72,7 +73,8 @@ def test_what_a_finished_stage_leaves(trained: tuple[Path, dict[str, Any]]):
     assert set(summary["cost_seconds"]) == {"train", "wait", "validation", "checkpoint", "compile", "setup"}
     assert sum(summary["cost_seconds"].values()) <= summary["seconds"] + 1
     assert 0 < summary["flop_utilisation_of_measured_ceiling"] < 1
-    assert (summary["device"], summary["precision"], summary["micro_batch"]) == ("cpu", "fp32", 4)
+    assert (summary["precision"], summary["micro_batch"], summary["threads"]) == ("fp32", 4, 1)
+    assert summary["device"] == summary["cpu"] == dist.processor_name()
     assert train[-1]["loss"] < train[0]["loss"]
 
 
