@@ -15,16 +15,18 @@ ALLOWED = {
     "cli": {"config", "explain", "measure", "plan", "progress", "report", "run", "stages", "yamlfile"},
     "stages": {
         "budget", "config", "data", "dist", "fanout", "finetune", "measure", "model", "plugins", "progress", "report",
-        "run", "train", "yamlfile",
+        "run", "search", "space", "train", "yamlfile",
     },
-    "plan": {"budget", "config", "model.arch", "model.cost", "progress", "run", "stages", "yamlfile"},
+    "plan": {"budget", "config", "model.arch", "model.cost", "progress", "run", "space", "stages", "yamlfile"},
     "explain": {"budget", "config", "model.arch", "model.cost", "progress", "train.curves"},
     "report": {"progress", "run"},
     "finetune": {"budget", "config", "data", "dist", "fanout", "model", "progress", "run", "train"},
-    "measure": {"budget", "config", "data", "dist", "fanout", "model", "progress", "run", "train"},
-    "train": {"budget", "config", "data", "dist", "model", "plugins", "progress", "run"},
+    "measure": {"budget", "config", "data", "dist", "fanout", "model", "progress", "run", "space", "train"},
+    "search": {"budget", "config", "data", "dist", "fanout", "model", "progress", "run", "space", "train"},
+    "train": {"budget", "config", "data", "dist", "model", "plugins", "progress", "run", "space"},
     "data": {"config", "dist", "fanout", "progress", "run"},
     "yamlfile": {"config"},
+    "space": {"config", "model.arch", "model.cost"},
     "config": {"budget", "model.arch"},
     "dist": {"progress", "run"},
     "fanout": {"progress", "run"},
@@ -35,7 +37,7 @@ ALLOWED = {
     "model": set(),  # itself only: it ships inside a checkpoint
 }  # fmt: skip
 # cli and stages join parts whose imports cost seconds: everything but these only inside functions.
-QUICK = {"budget", "config", "explain", "plan", "plugins", "progress", "run", "stages", "yamlfile"}
+QUICK = {"budget", "config", "explain", "plan", "plugins", "progress", "run", "space", "stages", "yamlfile"}
 # Foreign packages that one module alone may touch.
 ONLY_IN = {"accelerate": {"dist"}, "torch.distributed": {"dist"}, "distributed": {"fanout"}, "dask": {"fanout"}}
 NEVER_IN_REPORT = {"torch", "transformers", "accelerate", "datasets"}

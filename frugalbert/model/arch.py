@@ -9,12 +9,13 @@ Pure Python: configuration files are checked with it before torch is imported.
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
+
+from .dictionaries import read_value, write_dictionary
 
 PRESETS = {
     "tiny-modern": "modern 2x128 heads=2 ffn=320",
@@ -177,7 +178,9 @@ class Arch:
 
     @classmethod
     def parse(cls, text: str) -> Arch:
-        """A preset's name or the one-line form -> Arch. Raises ValueError saying what to write instead."""
+        """A preset's name, the one-line form or AutoTinyBERT's dictionary -> Arch. Raises ValueError with the cure."""
+        if text.lstrip().startswith("{"):
+            return cls.from_json(read_value(text))
         words = text.split()
         if not words:
             raise ValueError(f"an empty text is no architecture; write a preset's name or a line such as {EXAMPLE}")
@@ -201,7 +204,7 @@ class Arch:
             return cls.parse(text)
         path = Path(folder) / text
         try:
-            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+            return cls.from_json(read_value(path.read_text(encoding="utf-8")))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is no architecture file: {error}") from error
 
@@ -241,6 +244,12 @@ class Arch:
             if value != getattr(default, name):
                 words.append(f"{name}=" + (("yes" if value else "no") if isinstance(value, bool) else str(value)))
         return " ".join(words)
+
+    def to_dictionary(self) -> str:
+        """AutoTinyBERT's one-line dictionary (sizes only). Raises ValueError for what it cannot say."""
+        if self != Arch.build("bert", self.hidden, self.layers, {"max_length": self.max_length}):
+            raise ValueError(f"{self} is no plain BERT, and AutoTinyBERT's dictionaries know only that; write JSON")
+        return write_dictionary(self.to_json())
 
     def __str__(self) -> str:
         return self.to_text()

@@ -1,0 +1,1 @@
+"""Architecture search: candidates within limits, scored, and the best one as `arch.json`."""
