@@ -155,6 +155,26 @@ class Tokenizer(Section):
         return self
 
 
+class SampleFiles(Section):
+    """Also write the rows as HDF5 sample files with fixed masks, as academic-budget-bert and ExtremeBERT train on
+    (`shards/hdf5/length-128/train_shard_0.hdf5` …). Needs `pack: false` and the extra `hdf5`."""
+
+    copies: Count = 10
+    """Differently masked copies of every row, each in files of its own (their dup_factor)."""
+    rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15
+    """Share of masked tokens, by the rule of `pretrain.mask`."""
+    max_predictions: Count = 20
+    """Mask at most this many tokens of a row; also the width of the stored positions."""
+    whole_words: bool = False
+    """Mask all pieces of a word together."""
+    train_files: Count = 256
+    """Files per copy of the training rows; never more than rows."""
+    test_files: Count = 128
+    """Files per copy of the held-out rows."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Order and masks: those of a training with the same `pretrain.seed`."""
+
+
 class Shards(Section):
     """Documents packed into rows of token ids."""
 
@@ -166,6 +186,26 @@ class Shards(Section):
     """Several documents in one row (training isolates them). Without it every document starts a row of its own."""
     min_piece: Count = 16
     """The rest of a row is padded rather than given a shorter piece of a document than this."""
+    short_share: Share = 0.0
+    """Share of the documents that are cut into short pieces, of one length per document drawn evenly from 2 to the
+    row's (the references' short_seq_prob, 0.1): practice with short inputs. Nothing is lost; with `pack` the rows stay
+    full, of more pieces that do not see each other; without it each piece has a padded row of its own."""
+    samples: Texts = ()
+    """Instead of a corpus: HDF5 sample files of academic-budget-bert or ExtremeBERT (paths, globs, directories). Labels
+    are put back and masked copies kept once; each segment counts as a document. Needs `tokenizer.path` of their
+    vocabulary and the extra `hdf5`; HDF5 is a complex format, so read only files that you trust."""
+    held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.005
+    """Share of `samples` kept for validation, chosen by a hash of the ids (with a corpus: `corpus.held_out`)."""
+    hdf5: SampleFiles | None = None
+    """Sample files for the reference systems."""
+
+    @model_validator(mode="after")
+    def _sample_files(self) -> Shards:
+        if self.hdf5 is not None and self.pack:
+            raise ValueError("hdf5 files hold one document per sample; write pack: false or remove hdf5")
+        if self.held_out != type(self).model_fields["held_out"].default and not self.samples:
+            raise ValueError("held_out belongs to samples; write corpus.held_out instead")
+        return self
 
 
 class Mask(Section):
@@ -458,6 +498,12 @@ class Config(Section):
     @model_validator(mode="after")
     def _order(self) -> Config:
         needs = {"tokenizer": ("corpus",), "shards": ("corpus", "tokenizer"), "pretrain": ("tokenizer", "shards")}
+        if self.shards and self.shards.samples:
+            if self.corpus is not None:
+                raise ValueError("shards.samples takes the place of the corpus; remove one of the two")
+            if self.tokenizer is None or self.tokenizer.path is None:
+                raise ValueError("shards.samples needs tokenizer.path: the vocabulary that the samples were made with")
+            needs["shards"] = ("tokenizer",)
         for section, before in needs.items():
             if section == "tokenizer" and self.tokenizer is not None and self.tokenizer.path:
                 continue

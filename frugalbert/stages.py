@@ -60,7 +60,7 @@ def _finetune_paths(section: Finetune) -> list[str]:
 STAGES = (
     Stage("corpus", (), "frugalbert.data.corpus:build", _corpus_paths),
     Stage("tokenizer", ("corpus",), "frugalbert.data.tokenizer:build", lambda section: [section.path or ""]),
-    Stage("shards", ("corpus", "tokenizer"), "frugalbert.data.shards:build"),
+    Stage("shards", ("corpus", "tokenizer"), "frugalbert.data.shards:build", lambda section: list(section.samples)),
     Stage("pretrain", ("shards", "tokenizer"), "frugalbert.train.pretrain:build", _pretrain_paths,
           all_ranks=True, precious=True),
     Stage("finetune", ("pretrain", "tokenizer", "corpus"), "frugalbert.finetune.runner:build", _finetune_paths,

@@ -8,7 +8,7 @@ document in the corpus order stays. The result does not depend on who prepared t
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ def decide(paths: Sequence[Path], sizes: Sequence[int], mode: str, threshold: fl
     starts = np.cumsum([0, *sizes])
     codes = np.zeros(starts[-1], np.uint8)
     if mode != "none":
-        _exact(paths, starts, codes)
+        exact(lambda part: parts.load(paths[part], "records")[:, parts.HASH], starts, codes)
     if mode == "near":
         _near(paths, starts, codes, threshold)
     each = [codes[first:last] for first, last in zip(starts, starts[1:], strict=False)]
@@ -35,11 +35,13 @@ def decide(paths: Sequence[Path], sizes: Sequence[int], mode: str, threshold: fl
     return each
 
 
-def _exact(paths: Sequence[Path], starts: np.ndarray, codes: np.ndarray) -> None:
+def exact(hashes_of: Callable[[int], np.ndarray], starts: np.ndarray, codes: np.ndarray) -> None:
+    """Mark as DUPLICATE in `codes` (N,) all but the first of equal hashes; part p's stand at starts[p] … starts[p + 1],
+    and `hashes_of(p)` reads them (uint64)."""
     passes = 1 + len(codes) // SLICE
     for number in range(passes if len(codes) else 0):
         check_stop()
-        found = [_slice(parts.load(path, "records")[:, parts.HASH], number, passes) for path in paths]
+        found = [_slice(hashes_of(part), number, passes) for part in range(len(starts) - 1)]
         hashes = np.concatenate([hashes for hashes, _ in found])
         places = np.concatenate([places + start for (_, places), start in zip(found, starts, strict=False)])
         order = np.argsort(hashes, kind="stable")

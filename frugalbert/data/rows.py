@@ -62,8 +62,14 @@ class ShardSet:
         what the caller is going to train with; another one than the shards were made with is refused.
         Raises ValueError or FileNotFoundError naming the damaged or missing file.
         """
-        directory = Path(directory)
-        index = read_index(directory)
+        return cls.of(Path(directory), read_index(Path(directory)), length, split, verify, tokenizer_sha256)
+
+    @classmethod
+    def of(
+        cls, directory: Path, index: dict[str, Any], length: int, split: str, verify: bool = True,
+        tokenizer_sha256: str | None = None,
+    ) -> ShardSet:  # fmt: skip
+        """As `open`, by an index that is at hand."""
         if tokenizer_sha256 is not None and tokenizer_sha256 != index["tokenizer_sha256"]:
             raise ValueError(
                 f"{directory} was made with another tokenizer ({index['tokenizer_sha256'][:12]}…, now "

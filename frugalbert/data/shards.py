@@ -1,26 +1,26 @@
 """Token shards: documents packed into rows of fixed length, no token discarded.
 
-In: the corpus and the tokenizer. Out: `index.json` (written last) and `length-128/train-00000.bin` …, raw little-endian
-rows of `[CLS] piece [SEP]` pieces and [PAD]. A document longer than the rest of a row continues in the next one; since
-text never yields a [CLS], the boundaries of a row's pieces are in the row itself. One corpus file makes one shard
-per length and split, wherever and by however many workers, so the bytes do not depend on who wrote them. Packing as in
-RoBERTa's FULL-SENTENCES (arXiv 1907.11692, section 4.2), with the pieces of different documents kept apart.
+In: the tokenizer, and the corpus or the sample files of a reference system. Out: `index.json` (written last) and
+`length-128/train-00000.bin` …, raw little-endian rows of `[CLS] piece [SEP]` pieces and [PAD]. Since text never yields
+a [CLS], the boundaries of a row's pieces are in the row itself. One file that is read makes one shard per length and
+split, wherever and by however many workers, so the bytes do not depend on who wrote them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 
 from frugalbert import run
 from frugalbert.config import Machine, Shards
+from frugalbert.data import packing, samples
+from frugalbert.data.packing import SPLITS
 from frugalbert.data.rows import FORMAT, INDEX, RowOrder, ShardSet, gather_rows, index_checksum, rank_share, to_device
 from frugalbert.dist import usable_cores
 from frugalbert.fanout import run_tasks
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 __all__ = ["RowOrder", "ShardSet", "build", "gather_rows", "pack_file", "rank_share", "to_device"]
-SPLITS = ("train", "held_out")
 BATCH_CHARACTERS = 1_000_000  # tokenised at once: about 60 MB of the tokenizer's objects
 PIECE_CHARACTERS = 50_000  # longer documents reach the tokenizer in parts
 
@@ -39,34 +38,39 @@ PIECE_CHARACTERS = 50_000  # longer documents reach the tokenizer in parts
 
 
 def build(section: Shards, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
-    """Pack the corpus into rows of every length of `section`; returns the figures of the first length.
+    """Pack the corpus (or `section.samples`) into rows of every length of `section`; returns the figures of the first.
 
-    Raises ValueError if a split is empty or a file of the corpus or tokenizer is damaged.
+    Raises ValueError if a split is empty or a file of the corpus, the samples or the tokenizer is damaged.
     """
-    from frugalbert.data import corpus, tokenizer
+    from frugalbert.data import tokenizer
 
-    names = corpus.list_files(inputs["corpus"])
+    if section.samples or section.hdf5:
+        samples.need_h5py()
     digest = tokenizer.digest(inputs["tokenizer"])
     special, vocab_size = _special(inputs["tokenizer"])
     dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
     workers = usable_cores() if machine.workers == "auto" else machine.workers
     common = {
-        "corpus": str(inputs["corpus"].resolve()),
         "tokenizer": str((inputs["tokenizer"] / "tokenizer.json").resolve()),
         "tokenizer_sha256": digest,
         "out": str(out.resolve()),
         "special": special,
+        "vocab_size": vocab_size,
         "dtype": dtype,
-        "section": section.model_dump(mode="json"),
-        "threads": max(1, workers // len(names)),
+        "section": section.model_dump(mode="json", exclude={"hdf5"}),
     }
-    tasks = [{**common, "file": name, "position": position} for position, name in enumerate(names)]
-    results = run_tasks(
-        pack_file, tasks, journal=out / "journal.jsonl", workers=workers, scheduler=machine.scheduler, label="shards"
-    )
-    sets = {str(length): _sum_up(length, results, inputs["corpus"]) for length in section.length}
+    if section.samples:
+        function, tasks = (
+            samples.pack_file,
+            samples.prepare(section, inputs["yaml"], common, workers, machine.scheduler),
+        )
+    else:
+        function, tasks = pack_file, _corpus_tasks(inputs["corpus"], common, workers)
+    journal = out / "journal.jsonl"
+    results = run_tasks(function, tasks, journal=journal, workers=workers, scheduler=machine.scheduler, label="shards")
+    sets = {str(length): _sum_up(length, results, bool(section.samples)) for length in section.length}
     _remove_others(out, sets)
-    index = {
+    index: dict[str, Any] = {
         "format": FORMAT,
         "dtype": dtype,
         "vocab_size": vocab_size,
@@ -74,7 +78,10 @@ def build(section: Shards, inputs: dict[str, Path], out: Path, machine: Machine)
         "tokenizer_sha256": digest,
         "sets": sets,
     }
+    if section.hdf5 is not None:
+        index["hdf5"] = samples.export(section.hdf5, index, inputs["tokenizer"], out, workers, machine.scheduler)
     run.write_json(out / INDEX, index | {"checksum": index_checksum(index)})
+    samples.forget(out)
     first = sets[str(section.length[0])]
     return {
         "tokens": first["train"]["tokens"],
@@ -86,6 +93,15 @@ def build(section: Shards, inputs: dict[str, Path], out: Path, machine: Machine)
         "documents": first["train"]["documents"],
         "vocab_size": vocab_size,
     }
+
+
+def _corpus_tasks(directory: Path, common: dict[str, Any], workers: int) -> list[dict[str, Any]]:
+    """A task of `pack_file` per file of the corpus."""
+    from frugalbert.data import corpus
+
+    names = corpus.list_files(directory)
+    common = {**common, "corpus": str(directory.resolve()), "threads": max(1, workers // len(names))}
+    return [{**common, "file": name, "position": position} for position, name in enumerate(names)]
 
 
 def _special(directory: Path) -> tuple[dict[str, Any], int]:
@@ -100,15 +116,18 @@ def _special(directory: Path) -> tuple[dict[str, Any], int]:
     return special, max(tokenizer.get_vocab().values()) + 1
 
 
-def _sum_up(length: int, results: Sequence[dict[str, Any]], corpus: Path) -> dict[str, Any]:
+def _sum_up(length: int, results: Sequence[dict[str, Any]], from_samples: bool) -> dict[str, Any]:
     """The index's entry of one length, said aloud. Raises ValueError if a split has no row."""
+    what, keys = ("the samples have", ("shards.samples", "shards.held_out"))
+    if not from_samples:
+        what, keys = "the corpus has", ("corpus.sources", "corpus.held_out")
     entry: dict[str, Any] = {}
     for split in SPLITS:
         parts = [found for result in results if (found := result["sets"][str(length)][split])["rows"]]
         total = {key: sum(part[key] for part in parts) for key in ("rows", "tokens", "documents", "document_tokens")}
         if not parts:
-            wanted = "corpus.held_out" if split == "held_out" else "corpus.sources"
-            raise ValueError(f"{corpus} has no {split.replace('_', '-')} text to make rows of; give more in {wanted}")
+            wanted = keys[split == "held_out"]
+            raise ValueError(f"{what} no {split.replace('_', '-')} text to make rows of; give more in {wanted}")
         files = [{key: part[key] for key in ("name", "rows", "tokens", "sha256")} for part in parts]
         entry[split] = {"files": files, **total, "fill": round(total["tokens"] / (total["rows"] * length), 6)}
         run.say(
@@ -137,32 +156,24 @@ def pack_file(task: dict[str, Any]) -> dict[str, Any]:
     """Tokenise and pack one corpus file into one shard per length and split; the same task gives the same bytes."""
     from frugalbert.data.corpus import read_documents
 
-    section, special = Shards.model_validate(task["section"]), task["special"]
-    writers = {
-        (length, split): RowWriter(Path(task["out"]), f"{split}-{task['position']:05d}", length, section, task)
-        for length in section.length
-        for split in SPLITS
-    }
     specials_in_text = 0
     documents = read_documents(Path(task["corpus"]), None, [task["file"]])
-    with _threads(task["threads"]), contextlib.ExitStack() as stack:
-        for writer in writers.values():
-            stack.enter_context(writer)
+    with _threads(task["threads"]), packing.open_writers(task) as writers:
         tokenizer = open_tokenizer(task["tokenizer"])
         for batch in batches((document.text, document.held_out) for document in documents):
             run.check_stop()
             ids, counts = encode(tokenizer, [text for text, _ in batch])
-            forged = np.isin(ids, [found for found in special["all"] if found != special["unk"]])
-            ids[forged] = special["unk"]
-            specials_in_text += int(forged.sum())
+            specials_in_text += packing.disarm(ids, task["special"])
             held_out = np.array([held for _, held in batch])
-            for split in SPLITS:
-                mine = held_out == (split == "held_out")
-                chosen = ids[np.repeat(mine, counts)]
-                for length in section.length:
-                    writers[length, split].add(chosen, counts[mine])
-        sets = {str(length): {split: writers[length, split].finish() for split in SPLITS} for length in section.length}
-    return {"sets": sets, "specials_in_text": specials_in_text}
+            packing.add(writers, ids, counts, held_out, _draws([text for text, _ in batch], task["section"]))
+        return {"sets": packing.finish(writers), "specials_in_text": specials_in_text}
+
+
+def _draws(texts: Sequence[str], section: dict[str, Any]) -> np.ndarray | None:
+    """64 bits of each text for `short_share`, others than those that decide about holding out."""
+    if not section["short_share"]:
+        return None
+    return np.array([xxhash.xxh3_64_intdigest(text.encode(), seed=packing.DRAW) for text in texts], np.uint64)
 
 
 @contextlib.contextmanager
@@ -262,94 +273,3 @@ def _harmless(text: str, cut: int, ids_of: Callable[[Sequence[str]], list[np.nda
     before, after = text[max(0, cut - around) : cut], text[cut : cut + around]
     whole, left, right = ids_of([before + after, before, after])
     return np.array_equal(whole, np.concatenate([left, right]))
-
-
-# ---- packing ---------------------------------------------------------------------------------------------------------
-
-
-class RowWriter:
-    """One shard file in the making: documents in, full rows out; under a temporary name until `finish`.
-
-    `task` gives the ids of the special tokens and the type of the numbers. A context manager: a failure inside leaves
-    no file. A shard without rows is not written.
-    """
-
-    def __init__(self, out: Path, name: str, length: int, section: Shards, task: dict[str, Any]) -> None:
-        self.path = out / f"length-{length}" / f"{name}.bin"
-        self.length, self.section, self.special = length, section, task["special"]
-        self.dtype = np.dtype(task["dtype"]).newbyteorder("<")
-        self.figures = dict.fromkeys(("rows", "tokens", "documents", "document_tokens"), 0)
-        self._open_row = np.empty(0, self.dtype)
-        self._digest = hashlib.sha256()
-
-    def __enter__(self) -> RowWriter:
-        self.path.parent.mkdir(exist_ok=True)
-        descriptor, self._temporary = tempfile.mkstemp(prefix=f".tmp-{self.path.name}-", dir=self.path.parent)
-        self._file = os.fdopen(descriptor, "wb")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._temporary)
-
-    def add(self, ids: np.ndarray, counts: np.ndarray) -> None:
-        """Append documents: their ids one after the other, and the number of tokens of each."""
-        starts, sizes, end = layout(counts.tolist(), self.length, len(self._open_row), self.section)
-        space = np.full(-(-end // self.length) * self.length, self.special["pad"], self.dtype)
-        space[: len(self._open_row)] = self._open_row
-        first = np.cumsum(sizes) - sizes  # of each piece, in ids
-        space[np.repeat(starts + 1 - first, sizes) + np.arange(len(ids))] = ids
-        space[starts] = self.special["cls"]
-        space[starts + sizes + 1] = self.special["sep"]
-        full = end // self.length * self.length
-        self._write(space[:full])
-        self._open_row = space[full:end]
-        self.figures["tokens"] += len(ids) + 2 * len(starts)
-        self.figures["documents"] += int((counts > 0).sum())
-        self.figures["document_tokens"] += len(ids)
-
-    def finish(self) -> dict[str, Any]:
-        """Pad the last row, move the file to its name; the shard's entry for the index."""
-        if len(self._open_row):
-            row = np.full(self.length, self.special["pad"], self.dtype)
-            row[: len(self._open_row)] = self._open_row
-            self._write(row)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        if self.figures["rows"]:
-            os.chmod(self._temporary, 0o644)
-            os.replace(self._temporary, self.path)
-        return {"name": self.path.name, "sha256": self._digest.hexdigest(), **self.figures}
-
-    def _write(self, rows: np.ndarray) -> None:
-        data = rows.tobytes()
-        self._file.write(data)
-        self._digest.update(data)
-        self.figures["rows"] += len(rows) // self.length
-
-
-def layout(counts: Iterable[int], length: int, filled: int, section: Shards) -> tuple[np.ndarray, np.ndarray, int]:
-    """Where the pieces of documents of `counts` tokens go in rows of `length`, the first `filled` being taken.
-
-    Returns starts (P,): the place of each piece's [CLS]; sizes (P,): its tokens without [CLS] and [SEP]; and the end of
-    the last. The rest of a row stays empty rather than take fewer than `min_piece` tokens of a longer document.
-    """
-    starts: list[int] = []
-    sizes: list[int] = []
-    least = min(section.min_piece, length - 2)
-    place = filled
-    for count in counts:
-        if not section.pack:
-            place = -(-place // length) * length
-        while count:
-            room = length - place % length
-            size = min(count, room - 2)
-            if size < min(count, least):
-                place += room
-                continue
-            starts.append(place)
-            sizes.append(size)
-            place += size + 2
-            count -= size
-    return np.array(starts, np.int64), np.array(sizes, np.int64), place

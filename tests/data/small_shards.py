@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from frugalbert.config import Shards
+from frugalbert.data.packing import SPLITS, RowWriter
 from frugalbert.data.rows import FORMAT, INDEX, index_checksum
-from frugalbert.data.shards import SPLITS, RowWriter
 from frugalbert.run import sha256, write_json
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4, "all": [0, 1, 2, 3, 4]}

@@ -179,6 +179,8 @@ def test_epochs_seeds_and_rows_differ_only_in_their_masks(rows):
         assert torch.equal(one.document_ids, other.document_ids)
         same = (one.masked_positions[:, None] == other.masked_positions).any(1).double().mean()
         assert 0.10 < same < 0.20  # 15 % by chance
+
+
 def test_fixed_copies_come_round_again(rows):
     """Three copies: epochs 0, 1, 2 differ, epoch 3 is epoch 0 again; without copies it is not."""
     fixed = [draw(rows[:200], Mask(copies=3), epoch=epoch) for epoch in range(4)]

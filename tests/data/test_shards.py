@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from frugalbert.config import Machine, Shards
 from frugalbert.data import shards
+from frugalbert.data.packing import RowWriter, layout, piece_limits
 from frugalbert.data.rows import ShardSet
-from frugalbert.data.shards import RowWriter, build, encode, layout, open_tokenizer, split_text
+from frugalbert.data.shards import build, encode, open_tokenizer, split_text
 from frugalbert.run import sha256
 from tests.data.small_shards import SPECIAL, small_tokenizer, write_corpus
 
@@ -164,6 +165,60 @@ def test_a_full_corpus_is_filled(corpus, tokenizers, tmp_path, capsys):
     assert metrics["fill"] > 0.85
     line = next(line for line in capsys.readouterr().err.splitlines() if "length 32 train" in line)
     assert "% filled, 0 tokens discarded" in line
+
+
+# ---- short pieces ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_short_pieces_lose_nothing(tmp_path, corpus, tokenizers, pack):
+    """A share of the documents is cut at a length of its own; every token is still there, in order, for any worker."""
+    plain, short = Shards(length=(16, 64), pack=pack), Shards(length=(16, 64), pack=pack, short_share=0.5)
+    before = make(corpus, tokenizers["wordpiece"], tmp_path / "plain", plain)
+    after = make(corpus, tokenizers["wordpiece"], tmp_path / "short", short)
+    for split in ("train", "held_out"):
+        for length in (16, 64):
+            rows = [ShardSet.open(tmp_path / name, length, split).ids for name in ("plain", "short")]
+            found = [pieces(each) for each in rows]
+            assert sum(found[0], []) == sum(found[1], [])
+            assert len(found[1]) > 1.2 * len(found[0])
+            if not pack:
+                assert len(rows[1]) == len(found[1])  # a short piece has a row of its own
+    assert after["documents"] == before["documents"]
+    assert pack == (after["fill"] > 0.8)
+    make(corpus, tokenizers["wordpiece"], tmp_path / "two", short, workers=2)
+    assert hashes(tmp_path / "two") == hashes(tmp_path / "short") != hashes(tmp_path / "plain")
+
+
+@given(
+    counts=st.lists(st.integers(0, 60), min_size=1, max_size=20),
+    length=st.integers(8, 24),
+    pack=st.booleans(),
+    data=st.data(),
+)
+@settings(derandomize=True, deadline=None, max_examples=100)
+def test_a_documents_pieces_have_its_length(counts, length, pack, data):
+    """All pieces of a document are as long as its limit, but for its last and, packed, those at the end of a row."""
+    section = Shards(length=(length,), pack=pack, min_piece=1)
+    limits = data.draw(st.lists(st.integers(2, length - 2), min_size=len(counts), max_size=len(counts)))
+    starts, sizes, _ = layout(counts, length, 0, section, limits)
+    owner = np.repeat(np.arange(len(counts)), counts)[np.cumsum(sizes) - sizes]
+    assert np.bincount(owner, sizes, len(counts)).tolist() == counts
+    assert (sizes <= np.array(limits)[owner]).all()
+    last = np.append(owner[1:] != owner[:-1], True) if len(owner) else np.empty(0, bool)
+    at_end = (starts + sizes + 2) % length == 0
+    assert (last | (pack & at_end) | (sizes == np.array(limits)[owner])).all()
+    assert pack or not (starts % length).any()
+
+
+def test_the_share_and_the_lengths_of_short_pieces_are_those_asked_for():
+    hashes = np.random.default_rng(0).integers(0, 2**64, 100_000, dtype=np.uint64)
+    assert (piece_limits(hashes, 128, 0.0) == 126).all()
+    counts = np.bincount(piece_limits(hashes, 128, 0.1), minlength=127)
+    assert counts[:2].sum() == 0
+    assert abs(counts[2:126].sum() / 100_000 - 0.1 * 124 / 125) < 0.004
+    each = np.bincount(piece_limits(hashes, 128, 1.0), minlength=127)[2:]
+    assert ((each - 800) ** 2 / 800).sum() < 125 + 5 * 16  # chi-square: 2 … 126 equally likely
 
 
 # ---- the same bytes whoever packs ------------------------------------------------------------------------------------
