@@ -8,6 +8,7 @@ No torch here: `plan`, `explain` and `--help` load this module alone.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
@@ -25,6 +26,9 @@ from pydantic import (
 from frugalbert.budget import Budget as _Budget
 from frugalbert.model.arch import Arch
 
+FROM_SEARCH = "from search"
+"""Value of `pretrain.arch` and `pretrain.start`: what the stage search has found."""
+
 
 def _tuple(value: Any) -> Any:
     """A YAML list becomes a tuple; a single value becomes a tuple of one."""
@@ -34,7 +38,8 @@ def _tuple(value: Any) -> Any:
 
 
 def _known_arch(text: str) -> str:
-    Arch.parse_or_path(text)
+    if text != FROM_SEARCH:
+        Arch.parse_or_path(text)
     return text
 
 
@@ -92,10 +97,12 @@ class Source(Section):
     path: str
     """A file, a glob, a directory, `hub:NAME` for a Hugging Face dataset, or `python-docs` (built in)."""
     format: Literal[
-        "auto", "text", "paragraphs", "lines", "jsonl", "csv", "tsv", "parquet", "wikiextractor", "dataset"
-    ] = "auto"
-    """`text`: file = document; `paragraphs`: blank lines separate documents; `lines`: line = document; `auto`: by the
-    name and the first bytes (`.txt` is `paragraphs` when the file has blank lines, otherwise `text`)."""
+        "auto", "text", "paragraphs", "lines", "jsonl", "csv", "tsv", "parquet", "wikiextractor", "wikipedia-xml",
+        "dataset",
+    ] = "auto"  # fmt: skip
+    """`text`: file = document; `paragraphs`: blank lines separate documents; `lines`: line = document; `wikipedia-xml`:
+    a dump (`*-pages-articles*.xml.bz2`; extra `wikipedia`), one file per worker, so take it in its numbered parts;
+    `auto`: by the name and the first bytes (`.txt` is `paragraphs` when the file has blank lines, otherwise `text`)."""
     field: str = "text"
     """The text's column or key in JSONL, CSV, Parquet and datasets."""
     weight: Positive = 1.0
@@ -289,16 +296,9 @@ class ReplacedTokens(Section):
     """Weight of the discriminator's loss (lambda)."""
 
 
-class Pretrain(Section):
-    """Train an encoder on the shards within a budget."""
+class Training(Section):
+    """What every training on the shards can be told: `supernet` and `pretrain` share these."""
 
-    arch: Annotated[str, AfterValidator(_known_arch)] = "small-modern"
-    """A preset's name (`frugalbert explain arch` lists them), one line such as `modern 4x256 heads=4 ffn=640`, or a
-    path to an `arch.json`."""
-    start: str | None = None
-    """Continue from these weights (a model directory or hub name) instead of random ones."""
-    objective: Literal["mlm", "rtd"] = "mlm"
-    """Masked language modelling, or replaced-token detection."""
     budget: Budget
     """When to stop: `24h`, `90m`, `2e9tok`, `10000steps`, `3epochs`. Drives every schedule."""
     stop_at: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -332,8 +332,6 @@ class Pretrain(Section):
     """Dropout of hidden states and attention during pre-training."""
     mask: Mask = Mask()
     """Masking."""
-    replaced: ReplacedTokens = ReplacedTokens()
-    """Only for `objective: rtd`."""
     isolate_documents: bool = True
     """Documents that share a row do not see each other."""
     phases: Annotated[tuple[Phase, ...], BeforeValidator(_tuple)] = ()
@@ -353,7 +351,7 @@ class Pretrain(Section):
     """What is kept on disk."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Pretrain:
+    def _consistent(self) -> Training:
         if self.early_stop and self.early_stop.after.kind != self.budget.kind:
             raise ValueError(
                 f"early_stop.after counts {self.early_stop.after.kind} but budget counts {self.budget.kind}; "
@@ -361,10 +359,195 @@ class Pretrain(Section):
             )
         if sum(phase.share for phase in self.phases) >= 1.0:
             raise ValueError("the shares of phases add up to the whole budget; leave some for the first row length")
-        if self.objective != "rtd" and self.replaced != ReplacedTokens():
-            raise ValueError("replaced belongs to objective: rtd; remove it or set the objective")
         if self.warmup >= 1.0:
             raise ValueError("warmup 1.0 leaves nothing to train at the peak rate; write a share such as 0.06")
+        return self
+
+
+AXIS = re.compile(r"(\d{1,6})\.\.(\d{1,6})(?:/(\d{1,6}))?")
+
+
+def _axis(value: Any) -> Any:
+    """`[4, 6]`, `4`, or `128..768/16` (from, to, step) becomes the ascending tuple of the values."""
+    if not isinstance(value, str):
+        return _tuple(value)
+    match = AXIS.fullmatch(value.replace(" ", ""))
+    first, last, step = (int(match[1]), int(match[2]), int(match[3] or 1)) if match else (1, 0, 1)
+    if first > last or step < 1 or last - first > 100_000 * step:
+        raise ValueError(f"{value!r} is no range; write from..to/step such as 128..768/16, or a list such as [4, 6]")
+    return tuple(range(first, last + 1, step))
+
+
+Axis = Annotated[tuple[Count, ...], BeforeValidator(_axis), Field(min_length=1)]
+
+
+class Space(Section):
+    """Which architectures a search may choose from: every combination of the values of its axes. Its largest one is the
+    super-network. An axis is a list `[4, 6]` or a range `128..768/16` (from, to, step)."""
+
+    family: Literal["bert", "bert-preln", "modern"] = "bert"
+    """Of all architectures."""
+    depth: Axis
+    """Numbers of layers."""
+    hidden: Axis
+    """Widths of the residual stream."""
+    heads: Axis
+    """Numbers of attention heads. AutoTinyBERT: `1..12` with head_dim 64, or always 12 with `head_dim: 15..64`."""
+    head_dim: Axis
+    """Sizes of one head; queries, keys and values are heads * head_dim wide, which need not be `hidden`."""
+    ffn: Axis
+    """Feed-forward widths."""
+    mixed: bool = False
+    """Let every layer have its own heads, head_dim and ffn."""
+    qkv_at_most_hidden: bool = False
+    """Leave out architectures whose heads together are wider than the stream."""
+    exportable: bool = False
+    """Leave out architectures that stock Hugging Face BERT cannot represent by zero-padded heads."""
+
+
+class Supernet(Training):
+    """Train one encoder all of whose slices are good encoders: the largest of `space`, a few of its slices per step."""
+
+    sampling: Literal["sandwich", "random", "random-linear", "alternate", "all"] = "sandwich"
+    """Which architectures a batch trains. `sandwich`: the largest, the smallest and `random_archs` others; `random`:
+    `random_archs` of them; `random-linear`: the largest, from time to time and later always a random one;
+    `alternate`: the largest and a random one in turn; `all`: every one (small spaces)."""
+    random_archs: Annotated[int, Field(ge=0)] = 2
+    """Random architectures per batch."""
+    stratified: bool = True
+    """Draw sizes evenly: otherwise the smallest and largest are hardly ever drawn."""
+    inplace_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of learning from the largest one's predictions at the masked tokens, beside the text (`sandwich`, `all`,
+    `random-linear`, `alternate`)."""
+    layers: Literal["first", "even"] = "first"
+    """Which layers a shallower encoder keeps."""
+    combine: Literal["mean", "sum"] = "mean"
+    """How the losses of a batch's architectures add up."""
+    update: Literal["sampled", "all"] = "sampled"
+    """Whether momentum and weight decay also move weights that no architecture of the batch used (`all`)."""
+    start: str | None = None
+    """Begin with these weights (a model directory or hub name of the largest architecture) instead of random ones."""
+    reorder: bool = True
+    """With `start`: sort heads and feed-forward channels by importance first, so that slices keep the best."""
+    teacher: str | None = None
+    """Learn from this model (directory or hub name, same vocabulary) instead of from masked words."""
+    distill: Annotated[tuple[Literal["attention", "hidden", "relation"], ...], BeforeValidator(_tuple)] = (
+        "attention", "hidden",
+    )  # fmt: skip
+    """What is learnt from the teacher's last layer: attention logits (equal numbers of heads), hidden states
+    (AutoTinyBERT), or relations among queries, keys and values (MiniLMv2; any number of heads)."""
+    relation_heads: Count = 12
+    """Heads that queries, keys and values are split into for `relation`."""
+
+
+class Latency(Section):
+    """Time sampled architectures of the space on this machine, and learn to predict the others' latency."""
+
+    architectures: Annotated[int, Field(ge=12)] = 120
+    """How many are timed; a fifth of them judge the predictor."""
+    backend: Literal["torch", "onnx", "onnx-int8"] = "torch"
+    """What runs them."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where they will serve; unlike `machine.device` it decides the result. On a GPU they run in bf16."""
+    threads: Count = 1
+    """CPU threads. On one thread the process's CPU time is measured, which other programs do not lengthen."""
+    batch_size: Count = 1
+    """Sequences per call."""
+    length: Annotated[int, Field(ge=8)] = 128
+    """Tokens per sequence."""
+    repeats: Annotated[int, Field(ge=9)] = 9
+    """Timed calls per reading, after warm-up; the median counts. Every architecture is read three times, in turn."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Which architectures are timed."""
+
+    @model_validator(mode="after")
+    def _device(self) -> Latency:
+        if self.device == "cuda" and self.backend != "torch":
+            raise ValueError(f"backend {self.backend} runs on the CPU; write device: cpu, or backend: torch")
+        return self
+
+
+Window = Annotated[tuple[Positive, ...], BeforeValidator(_tuple), Field(min_length=1, max_length=2)]
+
+
+class Limit(Section):
+    """What the chosen encoder may cost. Every limit that is given holds; a pair `[6.8, 8]` is a window."""
+
+    latency_ms: Window | None = None
+    """Milliseconds as `latency` measures them, at most."""
+    speedup: Window | None = None
+    """Times as fast as the space's largest architecture, as `latency` predicts both, at least."""
+    parameters: Window | None = None
+    """Parameters of the encoder with embeddings, at most."""
+    flops: Window | None = None
+    """Operations for one sequence of `latency.length` tokens (128 without a section latency), at most."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Limit:
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if value is not None and value[0] > value[-1]:
+                raise ValueError(f"{name}: [{value[0]:g}, {value[1]:g}] is an empty window; write the smaller first")
+        return self
+
+
+class Search(Section):
+    """Find the best architecture of the space within a limit, by the losses of the super-network's slices."""
+
+    method: Literal["evolution", "pareto", "random", "fast"] = "evolution"
+    """`evolution`: mutation, crossover and elites; `pareto`: the front of loss against latency by non-dominated
+    sorting (NSGA-II); `random`; `fast`: AutoTinyBERT's rule of thumb, then random."""
+    limit: Limit
+    """What the encoder may cost."""
+    evaluations: Annotated[int, Field(ge=2)] = 200
+    """Architectures that are scored."""
+    budget: Budget | None = None
+    """Also stop after this time, such as `1h`."""
+    quality: Literal["loss", "distillation", "finetune"] = "loss"
+    """What a candidate is judged by: the inherited weights' held-out masked-LM loss, their distillation loss (with
+    `supernet.teacher`), or a short fine-tuning on `tasks` (AutoTinyBERT)."""
+    rows: Count = 256
+    """Held-out rows per candidate for `loss` and `distillation`."""
+    tasks: Texts = ()
+    """Tasks for `finetune`."""
+    population: Annotated[int, Field(ge=4)] = 32
+    """Candidates per generation of `evolution` and `pareto`."""
+    crossover: Share = 0.4
+    """Share of children with two parents; the others are mutated."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of every random choice."""
+
+    @model_validator(mode="after")
+    def _limits(self) -> Search:
+        if self.limit == Limit():
+            raise ValueError("limit is empty; write for example {latency_ms: 8}")
+        if self.budget is not None and self.budget.kind != "seconds":
+            raise ValueError("budget must be a time such as 1h; evaluations counts candidates")
+        if (self.quality == "finetune") != bool(self.tasks):
+            raise ValueError("tasks and quality: finetune belong together; give both or neither")
+        return self
+
+
+class Pretrain(Training):
+    """Train an encoder on the shards within a budget."""
+
+    arch: Annotated[str, AfterValidator(_known_arch)] = "small-modern"
+    """A preset's name (`frugalbert explain arch` lists them), one line such as `modern 4x256 heads=4 ffn=640`, a
+    path to an `arch.json`, or `from search`."""
+    start: str | None = None
+    """Continue from these weights (a model directory or hub name) instead of random ones; `from search`: the chosen
+    architecture's share of the super-network."""
+    objective: Literal["mlm", "rtd"] = "mlm"
+    """Masked language modelling, or replaced-token detection."""
+    replaced: ReplacedTokens = ReplacedTokens()
+    """Only for `objective: rtd`."""
+
+    @model_validator(mode="after")
+    def _objective(self) -> Pretrain:
+        if self.start == FROM_SEARCH and self.arch != FROM_SEARCH:
+            raise ValueError("start: from search needs arch: from search as well")
+        if self.objective != "rtd" and self.replaced != ReplacedTokens():
+            raise ValueError("replaced belongs to objective: rtd; remove it or set the objective")
         return self
 
 
@@ -484,6 +667,14 @@ class Config(Section):
     """Tokenizer, trained or loaded."""
     shards: Shards | None = None
     """Packed token shards."""
+    space: Space | None = None
+    """Architectures to choose from."""
+    supernet: Supernet | None = None
+    """One network for all of them."""
+    latency: Latency | None = None
+    """Their latency on this machine."""
+    search: Search | None = None
+    """The best one within a limit."""
     pretrain: Pretrain | None = None
     """Pre-training."""
     finetune: Finetune | None = None
@@ -498,6 +689,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _order(self) -> Config:
         needs = {"tokenizer": ("corpus",), "shards": ("corpus", "tokenizer"), "pretrain": ("tokenizer", "shards")}
+        needs |= {"space": ("tokenizer",), "supernet": ("shards", "space"), "latency": ("space",)}
+        needs |= {"search": ("space", "supernet")}
         if self.shards and self.shards.samples:
             if self.corpus is not None:
                 raise ValueError("shards.samples takes the place of the corpus; remove one of the two")
@@ -517,6 +710,10 @@ class Config(Section):
                         f"pretrain.phases asks for length {phase.length}, shards.length has "
                         f"{list(self.shards.length)}; add it there"
                     )
+        if self.pretrain and self.pretrain.arch == FROM_SEARCH and self.search is None:
+            raise ValueError("pretrain.arch: from search needs the section search; add it or name an architecture")
+        if self.search and self.latency is None and (self.search.limit.latency_ms or self.search.limit.speedup):
+            raise ValueError("search.limit speaks of latency, which the section latency measures; add latency: {}")
         for section in ("export", "bench"):
             if getattr(self, section) is not None and self.pretrain is None:
                 raise ValueError(

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from frugalbert import run as files
-from frugalbert.config import Config, Finetune, Pretrain, Section, Task
+from frugalbert.config import FROM_SEARCH, Config, Finetune, Pretrain, Section, Supernet, Task
 from frugalbert.progress import duration, number
 
 PART = "stage.part.json"
@@ -49,7 +49,13 @@ def _corpus_paths(section: Any) -> list[str]:
 
 def _pretrain_paths(section: Pretrain) -> list[str]:
     plugins = [spec.rsplit(":", 1)[0] for spec in (section.optimizer, section.curve) if ".py:" in spec]
-    return [*plugins, *([section.arch] if section.arch.endswith(".json") else []), *filter(None, [section.start])]
+    arch = [section.arch] if section.arch.endswith(".json") else []
+    return [*plugins, *arch, *([section.start] if section.start not in (None, FROM_SEARCH) else [])]
+
+
+def _supernet_paths(section: Supernet) -> list[str]:
+    plugins = [spec.rsplit(":", 1)[0] for spec in (section.optimizer, section.curve) if ".py:" in spec]
+    return [*plugins, *filter(None, [section.start, section.teacher])]
 
 
 def _finetune_paths(section: Finetune) -> list[str]:
@@ -61,7 +67,13 @@ STAGES = (
     Stage("corpus", (), "frugalbert.data.corpus:build", _corpus_paths),
     Stage("tokenizer", ("corpus",), "frugalbert.data.tokenizer:build", lambda section: [section.path or ""]),
     Stage("shards", ("corpus", "tokenizer"), "frugalbert.data.shards:build", lambda section: list(section.samples)),
-    Stage("pretrain", ("shards", "tokenizer"), "frugalbert.train.pretrain:build", _pretrain_paths,
+    Stage("space", ("tokenizer",), "frugalbert.selection:write_space", derived=True),
+    Stage("supernet", ("shards", "tokenizer", "space"), "frugalbert.train.supernet:build", _supernet_paths,
+          all_ranks=True, precious=True),
+    Stage("latency", ("space", "tokenizer"), "frugalbert.measure.table:build", precious=True),
+    Stage("search", ("space", "supernet", "latency", "shards", "tokenizer"), "frugalbert.selection:search",
+          precious=True),
+    Stage("pretrain", ("shards", "tokenizer", "search"), "frugalbert.train.pretrain:build", _pretrain_paths,
           all_ranks=True, precious=True),
     Stage("finetune", ("pretrain", "tokenizer", "corpus"), "frugalbert.finetune.runner:build", _finetune_paths,
           precious=True),
@@ -307,6 +319,9 @@ def run_file(path: str | Path, *settings: str, directory: str | Path | None = No
 
 SMALL: dict[str, dict[str, Any]] = {
     "tokenizer": {"vocab_size": 1024, "max_characters": 2_000_000},
+    "supernet": {"budget": "20steps", "batch_size": 8, "early_stop": None},
+    "latency": {"architectures": 12},
+    "search": {"evaluations": 8, "rows": 32, "budget": None},
     "pretrain": {"budget": "20steps", "batch_size": 8, "early_stop": None},
     "finetune": {"seeds": [0], "epochs": 1.0, "max_train_examples": 64},
     "bench": {"repeats": 3},

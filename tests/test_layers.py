@@ -17,6 +17,10 @@ ALLOWED = {
         "budget", "config", "data", "dist", "fanout", "finetune", "measure", "model", "plugins", "progress", "report",
         "run", "search", "space", "train", "yamlfile",
     },
+    "selection": {
+        "budget", "config", "data", "dist", "fanout", "finetune", "measure", "model", "progress", "run", "search",
+        "space", "train",
+    },
     "plan": {"budget", "config", "model.arch", "model.cost", "progress", "run", "space", "stages", "yamlfile"},
     "explain": {"budget", "config", "model.arch", "model.cost", "progress", "train.curves"},
     "report": {"progress", "run"},
@@ -37,7 +41,19 @@ ALLOWED = {
     "model": set(),  # itself only: it ships inside a checkpoint
 }  # fmt: skip
 # cli and stages join parts whose imports cost seconds: everything but these only inside functions.
-QUICK = {"budget", "config", "explain", "plan", "plugins", "progress", "run", "space", "stages", "yamlfile"}
+QUICK = {
+    "budget",
+    "config",
+    "explain",
+    "plan",
+    "plugins",
+    "progress",
+    "run",
+    "selection",
+    "space",
+    "stages",
+    "yamlfile",
+}
 # Foreign packages that one module alone may touch.
 ONLY_IN = {"accelerate": {"dist"}, "torch.distributed": {"dist"}, "distributed": {"fanout"}, "dask": {"fanout"}}
 NEVER_IN_REPORT = {"torch", "transformers", "accelerate", "datasets"}

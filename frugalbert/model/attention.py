@@ -118,6 +118,8 @@ class Attention(nn.Module):
         self.query_norm = nn.RMSNorm(layer.head_dim, eps=epsilon) if qk_norm else None
         self.key_norm = nn.RMSNorm(layer.head_dim, eps=epsilon) if qk_norm else None
         self.dropout = dropout
+        self.states = nn.Identity()
+        """Passes (query, key, value) on, (B, H, T, K) each after norms and rotation: hooks read them here."""
 
     def forward(self, x_BTD: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         heads_BTHK = (*x_BTD.shape[:2], -1, self.head_dim)
@@ -128,5 +130,6 @@ class Attention(nn.Module):
             query_BHTK, key_BHTK = _normalise(self.query_norm, query_BHTK), _normalise(self.key_norm, key_BHTK)
         if rotary is not None:
             query_BHTK, key_BHTK = rotate(query_BHTK, *rotary), rotate(key_BHTK, *rotary)
+        query_BHTK, key_BHTK, value_BHTK = self.states((query_BHTK, key_BHTK, value_BHTK))
         mixed_BHTK = attend(query_BHTK, key_BHTK, value_BHTK, mask, self.dropout if self.training else 0.0)
         return self.output(mixed_BHTK.transpose(1, 2).flatten(2))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from frugalbert import dist
-from frugalbert.config import Mask, Phase, Pretrain
+from frugalbert.config import Mask, Phase, Training
 from frugalbert.data.masking import IGNORED, Batch, Vocabulary, mlm_batch
 from frugalbert.data.rows import RowOrder, ShardSet, gather_rows, rank_share, to_device
 from frugalbert.train.state import Drawn
@@ -53,7 +53,7 @@ class Sampler:
     """Global batches of a run. `lengths` are the row lengths in the order of the phases."""
 
     def __init__(
-        self, section: Pretrain, shards: Path, lengths: Sequence[int], vocabulary: Vocabulary, tokenizer_sha256: str
+        self, section: Training, shards: Path, lengths: Sequence[int], vocabulary: Vocabulary, tokenizer_sha256: str
     ) -> None:
         self.section, self.first, self.vocabulary = section, lengths[0], vocabulary
         self.device = vocabulary.special.device
@@ -120,12 +120,13 @@ def _counts(batch: Batch) -> Tensor:
 class HeldOut:
     """The fixed rows and masks on which every validation of every run with these shards is made."""
 
-    def __init__(self, section: Pretrain, shards: Path, length: int, vocabulary: Vocabulary) -> None:
+    def __init__(self, shards: Path, length: int, vocabulary: Vocabulary, rows: int, *, at_end: bool = False) -> None:
+        """`rows` of them, or all; `at_end`: those that a validation of fewer rows does not use."""
         self.set = ShardSet.open(shards, length, "held_out", verify=dist.is_main())
-        count = min(section.validation.rows, self.set.rows)
+        count = min(rows, self.set.rows)
         if count < dist.world():
             raise ValueError(f"{count} validation rows cannot be shared by {dist.world()} ranks; use fewer ranks")
-        self.row_ids = RowOrder(self.set.rows, VALIDATION_SEED).take(0, count)
+        self.row_ids = RowOrder(self.set.rows, VALIDATION_SEED).take(self.set.rows - count if at_end else 0, count)
         self.vocabulary, self.device = vocabulary, vocabulary.special.device
 
     def batches(self, pieces: Sequence[tuple[int, int]]) -> Iterator[Batch]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from frugalbert.data.masking import IGNORED, Batch, replace_tokens, sample
 from frugalbert.model.arch import Arch, LayerArch
+from frugalbert.model.cost import training_flops
 from frugalbert.train.batches import Micro
 
 
@@ -43,12 +44,20 @@ class MaskedLM:
         )
 
     def __call__(self, model: nn.Module, micro: Micro, progress: float) -> dict[str, Tensor]:
-        return {"loss": self._call(model, micro.batch).loss * micro.masked_share}
+        return {"loss": self.loss(model, micro.batch) * micro.masked_share}
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean cross-entropy at the masked positions."""
+        return self._call(model, batch).loss
 
     def score(self, model: nn.Module, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Cross-entropy and accuracy at the masked positions."""
         output = self._call(model, batch)
         return masked_scores(output.loss, output.logits, batch)
+
+    def flops(self, model: Any, length: float, rate: float) -> float:
+        """Useful training operations per real token that attends to `length` others, at a masking rate."""
+        return training_flops(model.config.to_arch(), model.config.vocab_size, length, rate)
 
 
 def masked_scores(loss: Tensor, logits_PV: Tensor, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
@@ -140,3 +149,9 @@ class ReplacedTokens:
             "validation_replaced_accuracy": ((found["hits"] & real).sum(), real.sum()),
             "validation_replaced_recall": ((found["hits"] & replaced).sum(), replaced.sum()),
         }
+
+    def flops(self, model: Electra, length: float, rate: float) -> float:
+        """As of `MaskedLM`, of both models together."""
+        small, large = model.generator.config, model.discriminator.config
+        generator = training_flops(small.to_arch(), small.vocab_size, length, rate)
+        return generator + training_flops(large.to_arch(), large.vocab_size, length, 0.0, head="rtd")

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,25 +16,27 @@ from torch import Tensor, nn
 
 from frugalbert import dist
 from frugalbert.budget import Clock
-from frugalbert.config import Machine, Pretrain
+from frugalbert.config import FROM_SEARCH, Machine, Pretrain, Training
 from frugalbert.data import tokenizer as tokenizers
 from frugalbert.data.masking import Batch, Vocabulary
 from frugalbert.data.rows import read_index
 from frugalbert.model.arch import Arch
 from frugalbert.run import flatten, write_atomic
-from frugalbert.train.batches import HeldOut, Sampler
+from frugalbert.train.batches import HeldOut, Sampler, mask_rate
 from frugalbert.train.curves import curve, rate
 from frugalbert.train.loop import train
 from frugalbert.train.objectives import Electra, MaskedLM, ReplacedTokens, generator_arch
 from frugalbert.train.optim import OptimizerSettings, check_optimizer, make_optimizer, parameter_table
-from frugalbert.train.state import Recipe, Run, write_weights
-from frugalbert.train.summary import announce, summarise
+from frugalbert.train.state import Drawn, Recipe, Run, write_weights
+from frugalbert.train.summary import announce, attended, summarise
+from frugalbert.train.weights import load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 ACTIVATIONS = {"cpu": 1 << 30, "cuda": 16 << 30}  # bytes of one micro-batch, unless the YAML says otherwise
 COMPILE_FROM_SECONDS = 600.0
+Draw = Callable[[float, dict[str, int], int], Drawn]
 
 
 def build(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
@@ -41,6 +44,50 @@ def build(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Machin
 
     Raises ValueError and OSError for what the user can mend, Stopped after a signal.
     """
+    section = resolved(section, inputs)
+    Arch.load(section.arch, inputs["yaml"])
+
+    def make(longest: int, vocabulary: Vocabulary) -> Method:
+        model = make_model(section, inputs["yaml"], longest, vocabulary)
+        if isinstance(model, Electra):
+            return Method(model, model.discriminator, make_objective(section), "discriminator.")
+        return Method(model, model, make_objective(section))
+
+    return run_training(section, inputs, out, machine, make)
+
+
+def resolved(section: Pretrain, inputs: dict[str, Path]) -> Pretrain:
+    """`from search` replaced by what the stage search has written."""
+    found: dict[str, str] = {}
+    if section.arch == FROM_SEARCH:
+        found["arch"] = str((inputs["search"] / "arch.json").resolve())
+    if section.start == FROM_SEARCH:
+        found["start"] = str((inputs["search"] / "model").resolve())
+    return section.model_copy(update=found)
+
+
+@dataclass
+class Method:
+    """What tells one way of training from another.
+
+    `kept` is the Hugging Face model that is written: `model`, or the part of it whose weights begin with `prefix`.
+    `change` wraps the drawing of batches; `prepare` sees the assembled run before it starts; `passes` of the kept model
+    hold their activations at once.
+    """
+
+    model: nn.Module
+    kept: Any
+    objective: Any  # callable, with `score` and `flops`
+    prefix: str = ""
+    passes: float = 1.0
+    change: Callable[[Draw], Draw] = lambda draw: draw
+    prepare: Callable[[Run], None] = lambda run: None
+
+
+def run_training(
+    section: Training, inputs: dict[str, Path], out: Path, machine: Machine, make: Callable[[int, Vocabulary], Method]
+) -> dict[str, Any]:
+    """Train what `make(longest row, vocabulary)` gives within the section's budget; returns the headline figures."""
     clock, folder = Clock(), inputs["yaml"]
     check(section, machine, folder)
     device = dist.start(machine)
@@ -50,8 +97,9 @@ def build(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Machin
         lengths = row_lengths(section, inputs["shards"])
         digest = tokenizers.digest(inputs["tokenizer"])
         sampler = Sampler(section, inputs["shards"], lengths, vocabulary, digest)
-        held_out = HeldOut(section, inputs["shards"], lengths[0], vocabulary)
-        model = make_model(section, folder, max(lengths), vocabulary).to(device)
+        held_out = HeldOut(inputs["shards"], lengths[0], vocabulary, section.validation.rows)
+        method = make(max(lengths), vocabulary)
+        model = method.model.to(device)
         compiled = compile_blocks(model, section, machine, device)
         run = Run(
             model=model,
@@ -62,22 +110,25 @@ def build(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Machin
             recipe=make_recipe(section, folder),
             clock=clock,
             out=out,
-            draw=sampler.draw,
-            objective=make_objective(section),
-            write_model=writer(product(model), tokenizer),
-            prefix="discriminator." if section.objective == "rtd" else "",
+            draw=method.change(sampler.draw),
+            objective=method.objective,
+            write_model=writer(method.kept, tokenizer),
+            prefix=method.prefix,
             trackers=dist.Trackers(machine.trackers, out.parent.name, out / "trackers"),
-            micro_batch=first_micro_batch(section, machine, device, model, lengths[0]),
+            micro_batch=first_micro_batch(section, machine, device, method, lengths[0]),
             micro_batch_fixed=machine.micro_batch != "auto",
             trial=device.type == "cuda" or compiled,
         )
-        run.validate = validator(run, held_out)
+        run.validate = validator(run, method.objective, held_out)
+        method.prepare(run)
         run.state.costs["setup"] = clock.seconds()
         write_table(run, section)
-        ceiling = announce(run, section, sampler)
+        flops = method.objective.flops(model, attended(section, sampler), mask_rate(section.mask, 0.5))
+        ceiling = announce(run, section, sampler, method.kept, flops)
         train(run)
         write_weights(run, out / "model")
-        return summarise(run, section, sampler, held_out, {"ceiling_flops": ceiling, "compile": compiled})
+        measured = {"flops_per_token": flops, "ceiling_flops": ceiling, "compile": compiled}
+        return summarise(run, sampler, held_out, method.kept, measured)
     finally:
         dist.finish()
 
@@ -85,16 +136,15 @@ def build(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Machin
 # ---- from the section to parts ---------------------------------------------------------------------------------------
 
 
-def check(section: Pretrain, machine: Machine, folder: Path) -> None:
+def check(section: Training, machine: Machine, folder: Path) -> None:
     """Refuse in the first second what could only fail later. Raises ValueError, FileNotFoundError."""
-    Arch.load(section.arch, folder)
     curve(section.curve, section.curve_options, folder)
     check_optimizer(optimizer_settings(section), folder)
     if machine.strategy == "fsdp" and section.precision == "fp16":
         raise ValueError("machine.strategy fsdp does not go with pretrain.precision fp16; write bf16 or fp32")
 
 
-def row_lengths(section: Pretrain, shards: Path) -> list[int]:
+def row_lengths(section: Training, shards: Path) -> list[int]:
     """The row lengths in the order of the phases. Raises ValueError if the shards lack one."""
     there = [int(length) for length in read_index(shards)["sets"]]
     wanted = [phase.length for phase in section.phases]
@@ -102,7 +152,7 @@ def row_lengths(section: Pretrain, shards: Path) -> list[int]:
     return [first[0], *wanted]
 
 
-def optimizer_settings(section: Pretrain) -> OptimizerSettings:
+def optimizer_settings(section: Training) -> OptimizerSettings:
     return OptimizerSettings(
         name=section.optimizer,
         learning_rate=section.learning_rate,
@@ -114,7 +164,7 @@ def optimizer_settings(section: Pretrain) -> OptimizerSettings:
     )
 
 
-def make_recipe(section: Pretrain, folder: Path) -> Recipe:
+def make_recipe(section: Training, folder: Path) -> Recipe:
     shape = curve(section.curve, section.curve_options, folder)
     power = 2.0 if section.curve == "exp" else 1.0  # 24hBERT's exponential schedule warms up quadratically
     return Recipe(
@@ -161,28 +211,7 @@ def make_model(section: Pretrain, folder: Path, longest: int, vocabulary: Vocabu
 
 def start_from(section: Pretrain, folder: Path, kind: type[Any], vocabulary: Vocabulary) -> nn.Module:
     """The weights of `pretrain.start` (our own, stock BERT or ModernBERT) in a model of `kind`."""
-    from transformers import AutoModelForMaskedLM, PreTrainedConfig
-
-    from frugalbert.model.interop import from_stock
-
-    place = str(folder / str(section.start)) if (folder / str(section.start)).exists() else str(section.start)
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(place)
-    except (OSError, ValueError) as error:
-        what = f"pretrain.start {section.start} is neither a model directory in {folder} nor a hub name within reach"
-        raise ValueError(what) from error
-    if config.get("vocab_size") != vocabulary.size:
-        raise ValueError(
-            f"pretrain.start {section.start} has {config.get('vocab_size')} tokens, the tokenizer {vocabulary.size}; "
-            "load the tokenizer of the same model (tokenizer.path)"
-        )
-    dropout = {"hidden_dropout_prob": section.dropout, "attention_probs_dropout_prob": section.dropout}
-    if config.get("model_type") == "frugalbert":
-        model = kind.from_pretrained(place, **dropout)
-    else:
-        stock = from_stock(AutoModelForMaskedLM.from_pretrained(place, trust_remote_code=False))
-        stock.config.update(dropout)
-        model = kind.from_pretrained(None, config=stock.config, state_dict=stock.state_dict())
+    model = load_model(str(section.start), "pretrain.start", folder, kind, vocabulary, section.dropout)
     if "arch" in section.model_fields_set and model.config.to_arch() != Arch.load(section.arch, folder):
         raise ValueError(
             f"pretrain.start {section.start} is {model.config.to_arch()}, not {section.arch}; remove pretrain.arch"
@@ -190,7 +219,7 @@ def start_from(section: Pretrain, folder: Path, kind: type[Any], vocabulary: Voc
     return model
 
 
-def compile_blocks(model: nn.Module, section: Pretrain, machine: Machine, device: torch.device) -> bool:
+def compile_blocks(model: nn.Module, section: Training, machine: Machine, device: torch.device) -> bool:
     """Compile the encoder's layers one by one (one compilation serves all of a shape). Whether it was done."""
     wanted = machine.compile
     if wanted == "auto":
@@ -202,7 +231,7 @@ def compile_blocks(model: nn.Module, section: Pretrain, machine: Machine, device
     return bool(wanted)
 
 
-def first_micro_batch(section: Pretrain, machine: Machine, device: torch.device, model: nn.Module, length: int) -> int:
+def first_micro_batch(section: Training, machine: Machine, device: torch.device, method: Method, length: int) -> int:
     """Sequences in memory at once: what the YAML says, else as many as an estimate of their activations allows.
 
     Few large pieces are faster: each one casts and differentiates the whole vocabulary. A GPU that has less memory than
@@ -211,19 +240,14 @@ def first_micro_batch(section: Pretrain, machine: Machine, device: torch.device,
     share = -(-section.batch_size // dist.world())
     if machine.micro_batch != "auto":
         return min(share, machine.micro_batch)
-    config = product(model).config
+    config = method.kept.config
     layers = config.to_arch().layers
     per_token = sum(40 * layer.hidden + 10 * layer.ffn + 6 * layer.heads * length for layer in layers)
     per_token += 6 * max(section.mask.rate) * config.vocab_size
-    return min(share, max(1, int(ACTIVATIONS[device.type] / (per_token * length))))
+    return min(share, max(1, int(ACTIVATIONS[device.type] / (method.passes * per_token * length))))
 
 
 # ---- what the loop calls ---------------------------------------------------------------------------------------------
-
-
-def product(model: nn.Module) -> Any:
-    """The Hugging Face model that is kept: ELECTRA's discriminator, otherwise the model itself."""
-    return model.discriminator if isinstance(model, Electra) else model
 
 
 def writer(model: Any, tokenizer: PreTrainedTokenizerFast) -> Callable[[Path, dict[str, Tensor]], None]:
@@ -239,12 +263,12 @@ def writer(model: Any, tokenizer: PreTrainedTokenizerFast) -> Callable[[Path, di
     return write
 
 
-def validator(run: Run, held_out: HeldOut) -> Callable[[Callable[[], None]], dict[str, float]]:
+def validator(run: Run, objective: Any, held_out: HeldOut) -> Callable[[Callable[[], None]], dict[str, float]]:
     """Measures the objective's figures on the held-out rows."""
 
     def score(batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         with torch.no_grad(), dist.autocast(run.device, run.precision):
-            return run.objective.score(run.parallel, batch)  # type: ignore[attr-defined]
+            return objective.score(run.parallel, batch)
 
     def validate(pause: Callable[[], None]) -> dict[str, float]:
         run.model.eval()
@@ -256,7 +280,7 @@ def validator(run: Run, held_out: HeldOut) -> Callable[[Callable[[], None]], dic
     return validate
 
 
-def write_table(run: Run, section: Pretrain) -> None:
+def write_table(run: Run, section: Training) -> None:
     """parameters.txt: which parameter has which peak rate and weight decay. The trackers get the settings."""
     if dist.is_main():
         write_atomic(run.out / "parameters.txt", parameter_table(run.optimizer))

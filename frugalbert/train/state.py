@@ -98,7 +98,7 @@ class Run:
     Face files, among them model.safetensors, from the weights whose names begin with `prefix`.
     """
 
-    model: Any  # an HF model of ours, or Electra
+    model: Any  # an HF model of ours, or a module around one
     parallel: nn.Module
     optimizer: torch.optim.Optimizer
     device: torch.device

@@ -14,15 +14,13 @@ import numpy as np
 import torch
 
 from frugalbert import dist
-from frugalbert.config import Pretrain
+from frugalbert.config import Training
 from frugalbert.data.masking import IGNORED, documents, restore
 from frugalbert.data.ngram import baselines
 from frugalbert.model.arch import Arch
-from frugalbert.model.cost import training_flops
 from frugalbert.progress import duration, number
 from frugalbert.run import say, write_json
-from frugalbert.train.batches import HeldOut, Sampler, mask_rate
-from frugalbert.train.objectives import Electra
+from frugalbert.train.batches import HeldOut, Sampler
 from frugalbert.train.state import Run, as_json
 
 EXPECTED_SHARE = {"cpu fp32": 0.6, "cpu bf16": 0.25}  # of the ceiling, for the estimate before the first step; else:
@@ -57,18 +55,7 @@ def gemm_ceiling(arch: Arch, tokens: int, device: torch.device, precision: str, 
     return 6.0 * tokens * sum(inputs * outputs for inputs, outputs in shapes) / best
 
 
-def flops_per_token(run: Run, section: Pretrain, sampler: Sampler) -> float:
-    """Useful training FLOPs of one real token, at the masking rate of the middle of the budget."""
-    rate, length = mask_rate(section.mask, 0.5), _attended(section, sampler)
-    if isinstance(run.model, Electra):
-        small, large = run.model.generator.config, run.model.discriminator.config
-        return training_flops(small.to_arch(), small.vocab_size, length, rate) + training_flops(
-            large.to_arch(), large.vocab_size, length, 0.0, head="rtd"
-        )
-    return training_flops(run.model.config.to_arch(), run.model.config.vocab_size, length, rate)
-
-
-def _attended(section: Pretrain, sampler: Sampler, rows: int = 512) -> float:
+def attended(section: Training, sampler: Sampler, rows: int = 512) -> float:
     """How many tokens a token may see on average: the rows' length, or sum(len^2) / sum(len) over their documents."""
     found = sampler.sets[sampler.first]
     ids = torch.from_numpy(found.take(np.arange(min(rows, found.rows))).astype(np.int64))
@@ -79,11 +66,13 @@ def _attended(section: Pretrain, sampler: Sampler, rows: int = 512) -> float:
     return float((sizes**2).sum() / sizes.sum())
 
 
-def announce(run: Run, section: Pretrain, sampler: Sampler) -> float:
-    """Say what was derived; returns the measured ceiling of all ranks together in FLOP/s."""
-    model = run.model.discriminator if isinstance(run.model, Electra) else run.model
-    arch, length = model.config.to_arch(), sampler.first
-    parameters, embeddings, _ = _parameters(run)
+def announce(run: Run, section: Training, sampler: Sampler, kept: Any, flops: float) -> float:
+    """Say what was derived; returns the measured ceiling of all ranks together in FLOP/s.
+
+    `kept` is the model that will be written, `flops` are the useful operations per token.
+    """
+    arch, length = kept.config.to_arch(), sampler.first
+    parameters, embeddings, _ = _parameters(kept)
     with run.cost("setup"):
         ceiling = dist.world() * gemm_ceiling(arch, run.micro_batch * length, run.device, run.precision)
     size = sampler.batch_size(length)
@@ -95,7 +84,7 @@ def announce(run: Run, section: Pretrain, sampler: Sampler) -> float:
         f"({number(ceiling)} FLOP/s at best); optimizer {section.optimizer}, curve {section.curve}"
     )
     share = EXPECTED_SHARE.get(f"{run.device.type} {run.precision}", EXPECTED_OTHERWISE)
-    speed = share * ceiling / flops_per_token(run, section, sampler)
+    speed = share * ceiling / flops
     if run.precision == "bf16" and not dist.multiplies_bf16(run.device):
         say("pretrain: this hardware does not multiply bf16 itself; precision: fp32 is probably faster")
     steps, seconds = _expected(run, sampler, speed)
@@ -116,36 +105,32 @@ def _expected(run: Run, sampler: Sampler, speed: float) -> tuple[float, float]:
     return steps, steps * tokens_per_step / speed
 
 
-def _parameters(run: Run) -> tuple[int, int, int]:
+def _parameters(model: Any) -> tuple[int, int, int]:
     """(all, embeddings, encoder without embeddings) of the model that is kept."""
-    model = run.model.discriminator if isinstance(run.model, Electra) else run.model
     base = model.base_model
     embeddings = sum(parameter.numel() for parameter in base.embeddings.parameters())
     encoder = sum(parameter.numel() for parameter in base.parameters()) - embeddings
     return sum(parameter.numel() for parameter in model.parameters()), embeddings, encoder
 
 
-def summarise(
-    run: Run, section: Pretrain, sampler: Sampler, held_out: HeldOut, measured: dict[str, Any]
-) -> dict[str, Any]:
+def summarise(run: Run, sampler: Sampler, held_out: HeldOut, kept: Any, measured: dict[str, Any]) -> dict[str, Any]:
     """Write summary.json, say what the run cost and what it reached; returns the headline figures (main rank)."""
     if not dist.is_main():
         return {}
-    found = _summary(run, section, sampler, measured) | _baselines(sampler, held_out)
+    found = _summary(run, kept, measured) | _baselines(sampler, held_out)
     write_json(run.out / "summary.json", found)
     _say(run, found)
     headline = ("final_validation_loss", "unigram_nll", "bigram_nll", "tokens_per_second", "tokens", "steps", "device")
     return {name: found[name] for name in headline}
 
 
-def _summary(run: Run, section: Pretrain, sampler: Sampler, measured: dict[str, Any]) -> dict[str, Any]:
+def _summary(run: Run, model: Any, measured: dict[str, Any]) -> dict[str, Any]:
     state, ceiling = run.state, measured["ceiling_flops"]
-    model = run.model.discriminator if isinstance(run.model, Electra) else run.model
     arch = model.config.to_arch()
-    parameters, embeddings, encoder = _parameters(run)
+    parameters, embeddings, encoder = _parameters(model)
     busy = state.costs.get("train", 0.0) + state.costs.get("wait", 0.0)
     speed = state.tokens / max(busy, 1e-9)
-    flops = flops_per_token(run, section, sampler)
+    flops = measured["flops_per_token"]
     costs = {name: round(state.costs.get(name, 0.0), 3) for name in COSTS}
     loss, accuracy = (state.validation.get(f"validation_{name}") for name in ("loss", "accuracy"))
     final = {"final_validation_loss": loss, "final_validation_accuracy": accuracy, "masked_accuracy": accuracy}
@@ -155,7 +140,6 @@ def _summary(run: Run, section: Pretrain, sampler: Sampler, measured: dict[str, 
         "parameters": parameters,
         "embedding_parameters": embeddings,
         "encoder_parameters": encoder,
-        "flops_per_token": flops,
         "tokens": state.tokens,
         "steps": state.step,
         "epochs": state.epochs,

@@ -92,7 +92,7 @@ def test_every_model_folder_is_for_hugging_face(trained: tuple[Path, dict[str, A
         assert torch.equal(tensor, models[2].state_dict()[name])
     assert not torch.equal(models[0].head.dense.weight, models[1].head.dense.weight)
     words = Vocabulary.from_tokenizer(load(inputs["tokenizer"]))
-    held_out = HeldOut(small_run.section(), inputs["shards"], 32, words)
+    held_out = HeldOut(inputs["shards"], 32, words, small_run.section().validation.rows)
     objective = pretrain.make_objective(small_run.section())
     model = models[0].eval()
     with torch.no_grad():
@@ -310,7 +310,7 @@ def test_validation_is_the_same_whatever_training_does(inputs: dict[str, Path]):
     words = Vocabulary.from_tokenizer(load(inputs["tokenizer"]))
     seen = []
     for values in ({}, {"seed": 5}, {"mask": {"rate": [0.4, 0.2], "style": "mask"}}, {"batch_size": 2}):
-        held_out = HeldOut(small_run.section(**values), inputs["shards"], 32, words)
+        held_out = HeldOut(inputs["shards"], 32, words, small_run.section(**values).validation.rows)
         seen.append(torch.cat([batch.input_ids for batch in held_out.batches([(0, 7), (7, 9)])]))
     assert all(torch.equal(seen[0], other) for other in seen[1:])
 

@@ -1,0 +1,92 @@
+"""How good the slices of a trained super-network are as they are: architectures in, held-out losses out.
+
+The rows come from the other end of the held-out order than those of validation, so that a search does not choose on
+what is reported later (as far as there are enough of them). Masks are the fixed ones of validation.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from frugalbert import dist
+from frugalbert.config import Machine, Supernet
+from frugalbert.data import tokenizer as tokenizers
+from frugalbert.data.masking import Batch, Vocabulary
+from frugalbert.model import slicing
+from frugalbert.model.arch import Arch
+from frugalbert.model.modeling import FrugalForMaskedLM
+from frugalbert.run import read_json
+from frugalbert.train.batches import HeldOut
+from frugalbert.train.pretrain import row_lengths
+from frugalbert.train.slices import SliceLosses, SuperNetwork
+
+ROWS_AT_ONCE = 32
+
+
+def score(task: dict[str, Any]) -> float:
+    """Loss of the slice `task["arch"]` on `task["rows"]` held-out rows; for `fanout.run_tasks`.
+
+    Further keys: `supernet`, `shards`, `tokenizer`, `yaml`: directories; `quality`: `loss` (masked-LM, inherited
+    weights) or `distillation`; `device`; `threads`: of a worker process, 0 = as they are.
+    """
+    if task["threads"]:
+        torch.set_num_threads(task["threads"])
+    model, objective, rows, precision = _load(*(task[name] for name in ("supernet", "shards", "tokenizer", "yaml")),
+                                              task["quality"], task["rows"], task["device"])  # fmt: skip
+    arch = Arch.parse(task["arch"])
+
+    def measure(batch: Batch) -> dict[str, Any]:
+        with torch.no_grad(), dist.autocast(rows.device, precision):
+            loss = objective.measure(model, batch, (arch,))[0]["loss"]
+        used = (batch.labels != -100).sum() if task["quality"] == "loss" else (batch.document_ids > 0).sum()
+        return {"loss": (loss * used, used)}
+
+    return rows.measure(measure, ROWS_AT_ONCE, lambda: None)["loss"]
+
+
+@functools.lru_cache(maxsize=1)
+def _load(
+    supernet: str, shards: str, tokenizer: str, yaml: str, quality: str, count: int, device: str
+) -> tuple[SuperNetwork, SliceLosses, HeldOut, str]:
+    from frugalbert.train.supernet import FIT, load_teacher
+
+    section = section_of(Path(supernet))
+    where = dist.pick_device(Machine(device=device))  # type: ignore[arg-type]
+    vocabulary = Vocabulary.from_tokenizer(tokenizers.load(Path(tokenizer))).to(where)
+    network, layers = load(Path(supernet))
+    teacher = load_teacher(section, None, Path(yaml), vocabulary) if quality == "distillation" else None
+    model = SuperNetwork(network, layers, teacher)
+    if model.fit is not None:
+        from safetensors.torch import load_file
+
+        model.fit.load_state_dict(load_file(Path(supernet) / FIT))
+    objective = SliceLosses(
+        isolate=section.isolate_documents,
+        inplace_weight=0.0,
+        combine="mean",
+        validated={},
+        distilled=section.distill if teacher is not None else (),
+        relation_heads=section.relation_heads,
+    )
+    rows = HeldOut(Path(shards), row_lengths(section, Path(shards))[0], vocabulary, count, at_end=True)
+    return model.to(where).eval(), objective, rows, dist.pick_precision(section.precision, where)
+
+
+def section_of(supernet: Path) -> Supernet:
+    """The section that the super-network was trained with."""
+    return Supernet.model_validate(read_json(supernet / "stage.json")["section"])
+
+
+def load(supernet: Path) -> tuple[Any, str]:
+    """The super-network and its rule for layers. Raises ValueError, OSError for a damaged directory."""
+    return FrugalForMaskedLM.from_pretrained(supernet / "model"), section_of(supernet).layers
+
+
+def extract(supernet: Path, arch: Arch) -> Any:
+    """The slice as a masked-LM model of its own. Raises ValueError if `arch` is no slice of the super-network."""
+    network, rule = load(supernet)
+    return slicing.extract(network, arch, slicing.kept_layers(network.config.to_arch(), len(arch.layers), rule))  # type: ignore[arg-type]

@@ -1,0 +1,38 @@
+"""Weights to begin with or to learn from: a directory or hub name in, a model of ours out (stock BERT and ModernBERT
+are taken over exactly)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from frugalbert.data.masking import Vocabulary
+
+
+def load_model(name: str, key: str, folder: Path, kind: type[Any], vocabulary: Vocabulary, dropout: float = 0.0) -> Any:
+    """The model `name` (a directory relative to `folder`, or a hub name) as one of `kind`.
+
+    Raises ValueError, naming the config `key`, if it is no model, of another family, or of another vocabulary size.
+    """
+    from transformers import AutoModelForMaskedLM, PreTrainedConfig
+
+    from frugalbert.model.interop import from_stock
+
+    place = str(folder / name) if (folder / name).exists() else name
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(place)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{key} {name} is neither a model directory in {folder} nor a hub name within reach"
+        ) from error
+    if config.get("vocab_size") != vocabulary.size:
+        raise ValueError(
+            f"{key} {name} has {config.get('vocab_size')} tokens, the tokenizer {vocabulary.size}; "
+            "load the tokenizer of the same model (tokenizer.path)"
+        )
+    settings = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    if config.get("model_type") == "frugalbert":
+        return kind.from_pretrained(place, **settings)
+    stock = from_stock(AutoModelForMaskedLM.from_pretrained(place, trust_remote_code=False))
+    stock.config.update(settings)
+    return kind.from_pretrained(None, config=stock.config, state_dict=stock.state_dict())
