@@ -38,6 +38,7 @@ NAMES = {"train": "train", "held_out": "test"}
 WORK = "work"
 BLOCK_TOKENS = 1 << 20  # read at once
 LONGEST = 1 << 16
+RUN = 8  # tokens
 CHUNK = 1024  # rows compressed, and masked, at once
 
 
@@ -81,11 +82,30 @@ def prepare(
     starts = np.cumsum([0, *sizes])
     codes = np.zeros(starts[-1], np.uint8)
     dedup.exact(lambda position: _load(tasks[position], "hashes", np.uint64), starts, codes)
+    _mark_repeated(tasks, starts, codes)
     for task, first, last in zip(tasks, starts, starts[1:], strict=False):
         (codes[first:last] == dedup.KEPT).tofile(_beside(task, "kept"))
-    kept = int((codes == dedup.KEPT).sum())
-    run.say(f"shards: {len(paths)} sample files, {number(len(codes))} segments, {number(kept)} different ones")
+    copies, repeated = (int((codes == code).sum()) for code in (dedup.DUPLICATE, dedup.REPEATED))
+    run.say(
+        f"shards: {len(paths)} sample files, {number(len(codes))} segments, {number(len(codes) - copies)} different "
+        f"ones, {number(repeated)} left out (to be held out, but in training under other cuts)"
+    )
     return tasks
+
+
+def _mark_repeated(tasks: list[dict[str, Any]], starts: np.ndarray, codes: np.ndarray) -> None:
+    """Mark the held-out segments half of whose runs of tokens stand in training segments too: the references' copies
+    are often cut at other places (short_seq_prob)."""
+    held = [_load(task, "held", np.uint64).reshape(-1, 2) for task in tasks]
+    wanted = np.unique(np.concatenate([runs[:, 0] for runs in held]))
+    seen = np.zeros(len(wanted), bool)
+    for task in tasks:
+        run.check_stop()
+        seen |= np.isin(wanted, _load(task, "train", np.uint64))
+    for runs, first, last in zip(held, starts, starts[1:], strict=False):
+        segment, repeated = runs[:, 1].astype(np.int64), seen[np.searchsorted(wanted, runs[:, 0])]
+        share = np.bincount(segment, repeated, last - first) / np.maximum(np.bincount(segment, None, last - first), 1)
+        codes[first:last][(share >= 0.5) & (codes[first:last] == dedup.KEPT)] = dedup.REPEATED
 
 
 def find(section: Shards, folder: Path) -> list[Path]:
@@ -112,27 +132,49 @@ def _load(task: dict[str, Any], what: str, kind: Any) -> np.ndarray:
 
 
 def scan(task: dict[str, Any]) -> int:
-    """Write the hash of every segment of one file; their number."""
-    hashes: list[int] = []
+    """Write what one file's segments are compared by: hashes, and runs of tokens of training and held-out ones. Their
+    number."""
+    section = Shards.model_validate(task["section"])
+    every, train, held = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)], [np.empty((0, 2), np.uint64)]
+    before = 0
     for ids, counts in read_segments(Path(task["file"]), task["special"], task["vocab_size"]):
-        hashes += _hashes(ids, counts)
-    run.write_atomic(_beside(task, "hashes"), np.array(hashes, np.uint64).tobytes())
-    return len(hashes)
+        run.check_stop()
+        every.append(_hashes(ids, counts))
+        runs, segment = _runs(ids, counts)
+        mine = _held_out(every[-1], section)[segment]
+        train.append(runs[~mine])
+        held.append(np.stack([runs[mine], (segment[mine] + before).astype(np.uint64)], axis=1))
+        before += len(counts)
+    for what, found in (("hashes", every), ("train", train), ("held", held)):
+        run.write_atomic(_beside(task, what), np.concatenate(found).tobytes())
+    return before
 
 
-def _hashes(ids: np.ndarray, counts: np.ndarray, seed: int = 0) -> list[int]:
-    ends = np.cumsum(counts).tolist()
-    starts = [0, *ends[:-1]]
-    return [
-        xxhash.xxh3_64_intdigest(ids[start:end].tobytes(), seed=seed) for start, end in zip(starts, ends, strict=True)
-    ]
+def _held_out(hashes: np.ndarray, section: Shards) -> np.ndarray:
+    return hashes < np.uint64(int(section.held_out * 2**64))
+
+
+def _runs(ids: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A quarter of all runs of RUN tokens, as hashes, and the segments they stand in. The hash itself decides which, so
+    the same ones are taken wherever a text was cut (Schleimer, Wilkerson and Aiken, "Winnowing", SIGMOD 2003)."""
+    segment = np.repeat(np.arange(len(counts)), counts)
+    mixed = np.zeros(max(0, len(ids) - RUN + 1), np.uint64)
+    for step in range(RUN):
+        mixed = (mixed + ids[step : step + len(mixed)] + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    chosen = (segment[: len(mixed)] == segment[RUN - 1 :]) & (mixed >> np.uint64(62) == 0)
+    return mixed[chosen], segment[: len(mixed)][chosen]
+
+
+def _hashes(ids: np.ndarray, counts: np.ndarray, seed: int = 0) -> np.ndarray:
+    parts = np.split(ids, np.cumsum(counts)[:-1]) if len(counts) else []
+    return np.array([xxhash.xxh3_64_intdigest(part.tobytes(), seed=seed) for part in parts], np.uint64)
 
 
 def pack_file(task: dict[str, Any]) -> dict[str, Any]:
     """Pack the segments of one file that no earlier one has; the same task gives the same bytes."""
     section = Shards.model_validate(task["section"])
     kept, hashes = _load(task, "kept", bool), _load(task, "hashes", np.uint64)
-    held_out = hashes < np.uint64(int(section.held_out * 2**64))
+    held_out = _held_out(hashes, section)
     specials_in_text = place = 0
     with packing.open_writers(task) as writers:
         blocks = read_segments(Path(task["file"]), task["special"], task["vocab_size"]) if kept.any() else ()
@@ -140,7 +182,7 @@ def pack_file(task: dict[str, Any]) -> dict[str, Any]:
             run.check_stop()
             mine = slice(place, place + len(counts))
             place += len(counts)
-            draws = np.array(_hashes(ids, counts, packing.DRAW), np.uint64) if section.short_share else None
+            draws = _hashes(ids, counts, packing.DRAW) if section.short_share else None
             chosen, keep = ids[np.repeat(kept[mine], counts)], kept[mine]
             specials_in_text += packing.disarm(chosen, task["special"])
             packing.add(writers, chosen, counts[keep], held_out[mine][keep], None if draws is None else draws[keep])

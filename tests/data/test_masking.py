@@ -107,6 +107,8 @@ def test_no_row_has_more_masks_than_the_cap(rows, whole_words):
     assert int(counts[0][:200].min()) > 12 == int(counts[1].max())
     assert torch.equal(counts[1][200:], counts[0][200:])
     assert torch.equal(restore(capped), short)
+    places = (capped.masked_positions % 128).view(400, -1)[:200]
+    assert 55 < float(places.double().mean()) < 71, "spread over the row, not its first ones"
 
 
 def test_a_rate_of_zero_masks_nothing(rows):

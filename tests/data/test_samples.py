@@ -48,7 +48,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def make(inputs: dict[str, Path], out: Path, workers: int = 1, **values: Any) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
-    section = Shards(length=(LENGTH,), pack=False, **values)
+    section = Shards(**{"length": (LENGTH,), "pack": False, **values})
     return build(section, inputs, out, Machine(workers=workers))
 
 
@@ -227,9 +227,9 @@ segment = st.lists(st.integers(5, VOCAB - 1), min_size=1, max_size=6)
 sample = st.tuples(segment, st.none() | segment, st.lists(st.integers(1, 15), max_size=4, unique=True))
 
 
-def write(path: Path, drawn: list[tuple[list[int], list[int] | None, list[int]]]) -> Path:
+def write(path: Path, drawn: list[tuple[list[int], list[int] | None, list[int]]], length: int = 16) -> Path:
     """A sample file, written slot by slot as the reference's builder does."""
-    shapes = {"input_ids": 16, "input_mask": 16, "segment_ids": 16, "masked_lm_positions": 4, "masked_lm_ids": 4}
+    shapes = dict.fromkeys(samples.WHOLE, length) | dict.fromkeys(samples.MASKED, 4)
     found = {name: np.zeros((len(drawn), width), samples.TYPES[name]) for name, width in shapes.items()}
     for row, (first, second, places) in enumerate(drawn):
         ids = [CLS, *first, SEP, *(second or []), *([SEP] if second else [])]
@@ -338,6 +338,29 @@ def test_special_tokens_of_the_text_become_unknown(inputs: dict[str, Path], tmp_
     rows = np.concatenate([rows_of(tmp_path / "out", split) for split in ("train", "held_out")])
     assert sorted(row[1:4] for row in rows.tolist() if row[4] == SEP) == [[5 + n, 6, 7] for n in range(40)]
     assert sorted(row[2] for row in rows.tolist() if row[1] == SPECIAL["unk"]) == [8 + n for n in range(40)]
+
+
+def test_text_held_out_is_not_trained_on_under_another_cut(inputs: dict[str, Path], tmp_path: Path):
+    """Half of the texts stand in a second copy cut into halves: of those, only what is not in training is held out."""
+    generator = np.random.default_rng(0)
+    texts = generator.integers(5, VOCAB, (400, 62)).tolist()
+    write(tmp_path / "a.hdf5", [(text, None, [3]) for text in texts], 64)
+    write(tmp_path / "b.hdf5", [(half, None, [1]) for text in texts[:200] for half in (text[:31], text[31:])], 64)
+    inputs = {"tokenizer": inputs["tokenizer"], "yaml": tmp_path}
+    make(inputs, tmp_path / "out", length=(64,), samples=(".",), held_out=0.25)
+    train, held = ({tuple(row) for row in ShardSet.open(tmp_path / "out", 64, split).ids.tolist()}
+                   for split in ("train", "held_out"))  # fmt: skip
+
+    def runs(rows: set[tuple[int, ...]]) -> set[tuple[int, ...]]:
+        return {row[place : place + 8] for row in rows for place in range(1, row.index(SEP) - 7)}
+
+    seen = runs(train)
+    shares = [len(runs({row}) & seen) / len(runs({row})) for row in held]
+    assert sum(share > 0.75 for share in shares) <= 0.02 * len(held), "a quarter of runs is compared: few slip through"
+    whole = {tuple(text) for text in texts[200:]}
+    untouched = sum(row[1:63] in whole for row in held)
+    assert untouched == len(whole) - sum(row[1:63] in whole for row in train) > 30, "texts of one copy lose nothing"
+    assert len(held) - untouched < 0.75 * (0.25 * 600), "repeated ones are left out"
 
 
 # ---- what the user says ----------------------------------------------------------------------------------------------
