@@ -689,12 +689,6 @@ class Config(Section):
     @model_validator(mode="after")
     def _order(self) -> Config:
         needs = {"tokenizer": ("corpus",), "shards": ("corpus", "tokenizer"), "pretrain": ("tokenizer", "shards")}
-        if self.shards and self.shards.samples:
-            if self.corpus is not None:
-                raise ValueError("shards.samples takes the place of the corpus; remove one of the two")
-            if self.tokenizer is None or self.tokenizer.path is None:
-                raise ValueError("shards.samples needs tokenizer.path: the vocabulary that the samples were made with")
-            needs["shards"] = ("tokenizer",)
         needs |= {"space": ("tokenizer",), "supernet": ("shards", "space"), "latency": ("space",)}
         needs |= {"search": ("space", "supernet")}
         if self.shards and self.shards.samples:
