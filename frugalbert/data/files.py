@@ -205,6 +205,8 @@ def detect(path: Path) -> str:
         return "parquet"
     if start.startswith(b"<doc "):
         return "wikiextractor"
+    if re.match(rb"(?:<\?xml[^>]*>\s*)?<mediawiki[\s>]", start):
+        return "wikipedia-xml"
     return "paragraphs" if re.search(rb"(?:\n|\r\n?)[ \t]*(?:\n|\r)", start) else "text"
 
 

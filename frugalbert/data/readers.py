@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from frugalbert.data import files
+from frugalbert.data import files, wikipedia
 from frugalbert.data.cleaning import MAX_DOCUMENT, Counts, pieces
 
 Text = tuple[int, str]  # (line or row it starts in, counted from 1; raw text)
@@ -43,6 +43,8 @@ def read(path: Path, form: str, field: str, counts: Counts) -> Iterator[Text]:
             yield from _jsonl(path, _whole_lines(path, _lines(stream), counts), field, counts)
         elif form in ("csv", "tsv"):
             yield from _table(path, _whole_lines(path, _lines(stream), counts), field, form, counts)
+        elif form == "wikipedia-xml":
+            yield from wikipedia.read(path, _lines(stream), counts)
         else:
             yield from _documents(EVENTS[form](_lines(stream), path, counts))
 
