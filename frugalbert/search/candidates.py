@@ -25,7 +25,7 @@ Rule = Callable[[Arch], bool]
 
 TRIES = 2000  # draws for one architecture before the limits count as tight
 POOL = 5000  # spaces up to this size are listed then, and drawing stays exact
-WALKS, STEPS = 12, 300
+WALKS, STEPS = 12, 2000
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Region:
         for number in range(WALKS):
             arch = self.space.sample(rng) if number % 2 else self.space.smallest()
             costs, gap = self.look(arch)
-            inside = int(rng.integers(STEPS // 2))
+            inside = int(rng.integers(STEPS // 10))
             for _ in range(STEPS):
                 if gap == 0.0:
                     inside -= 1
