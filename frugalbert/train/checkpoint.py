@@ -103,7 +103,7 @@ def find(folder: Path) -> int | None:
         path.rename(target)
         say(f"checkpoint {path} is not used: {reason}; it is kept as {target.name}, the one before it serves")
     if found or any(folder.glob("corrupt-*")):
-        raise ValueError(f"all checkpoints in {folder} are damaged; `--redo pretrain` starts again")
+        raise ValueError(f"all checkpoints in {folder} are damaged; `--redo {folder.parent.name}` starts again")
     return None
 
 

@@ -46,11 +46,11 @@ def train(run: Run) -> None:
         run.clock.add(run.state.seconds)
         for name, seconds in setup.items():
             run.state.costs[name] = run.state.costs.get(name, 0.0) + seconds
-        say(f"pretrain: continuing at step {run.state.step}, {run.state.progress:.1%} of the budget")
+        say(f"{run.stage}: continuing at step {run.state.step}, {run.state.progress:.1%} of the budget")
     if run.micro_batch_fixed or not 0 < run.state.micro_batch < run.micro_batch:
         run.state.micro_batch = run.micro_batch
     try:
-        with Progress("pretrain", 1.0) as bar:
+        with Progress(run.stage, 1.0) as bar:
             _begin(run)
             while not run.state.ended:
                 observe(run)
@@ -80,7 +80,7 @@ def _begin(run: Run) -> None:
     observe(run)
     if not run.state.saved:
         if not healthy(run):
-            raise ValueError("the weights to start from are not finite; give another pretrain.start")
+            raise ValueError(f"the weights to start from are not finite; give another {run.stage}.start")
         if dist.is_main():
             run.folder.mkdir(parents=True, exist_ok=True)
             checkpoint.check_disk(run.folder, estimate(run))

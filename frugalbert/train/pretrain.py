@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +91,8 @@ def run_training(
 ) -> dict[str, Any]:
     """Train what `make(longest row, vocabulary)` gives within the section's budget; returns the headline figures."""
     clock, folder = Clock(), inputs["yaml"]
-    check(section, machine, folder)
+    with keys_of(section):
+        check(section, machine, folder)
     device = dist.start(machine)
     try:
         tokenizer = tokenizers.load(inputs["tokenizer"])
@@ -98,7 +101,8 @@ def run_training(
         digest = tokenizers.digest(inputs["tokenizer"])
         sampler = Sampler(section, inputs["shards"], lengths, vocabulary, digest)
         held_out = HeldOut(inputs["shards"], lengths[0], vocabulary, section.validation.rows)
-        method = make(max(lengths), vocabulary)
+        with keys_of(section):
+            method = make(max(lengths), vocabulary)
         model = method.model.to(device)
         compiled = compile_blocks(model, section, machine, device)
         run = Run(
@@ -134,6 +138,17 @@ def run_training(
 
 
 # ---- from the section to parts ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def keys_of(section: Training) -> Iterator[None]:
+    """Sentences about keys of `pretrain` name those of the section that is at work, where it has the same."""
+    try:
+        yield
+    except ValueError as error:
+        kind = type(section)
+        keys = rf"\bpretrain\.({'|'.join(kind.model_fields)})\b"
+        raise ValueError(re.sub(keys, rf"{kind.__name__.lower()}.\1", str(error))) from error
 
 
 def check(section: Training, machine: Machine, folder: Path) -> None:

@@ -127,6 +127,11 @@ class Run:
     def folder(self) -> Path:
         return self.out / "checkpoints"
 
+    @property
+    def stage(self) -> str:
+        """Which stage trains, as its section is called: `pretrain` or `supernet`."""
+        return self.out.name
+
     @contextlib.contextmanager
     def cost(self, name: str) -> Iterator[None]:
         """Charge the time of the block to an activity."""

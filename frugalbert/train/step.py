@@ -193,8 +193,8 @@ def go_back(run: Run, why: str) -> None:
 
 def _sentence(run: Run, what: str) -> str:
     return (
-        f"pretrain cannot go on at step {run.state.step}: {what}; lower pretrain.learning_rate, set pretrain.clip_norm "
-        f"or use precision: fp32 (the last good weights are in {run.folder})"
+        f"{run.stage} cannot go on at step {run.state.step}: {what}; lower {run.stage}.learning_rate, set "
+        f"{run.stage}.clip_norm or use precision: fp32 (the last good weights are in {run.folder})"
     )
 
 
@@ -212,7 +212,8 @@ def halve(run: Run) -> None:
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
     if run.state.micro_batch <= 1:
-        raise ValueError("memory is full even with one sequence at a time; choose a smaller pretrain.arch")
+        large = "space" if run.stage == "supernet" else "pretrain.arch"
+        raise ValueError(f"memory is full even with one sequence at a time; choose a smaller {large}")
     run.state.micro_batch = (run.state.micro_batch + 1) // 2
     say(f"memory is full: micro-batches of {run.state.micro_batch} sequences from now on, the same global batch")
 

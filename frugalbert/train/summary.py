@@ -76,19 +76,19 @@ def announce(run: Run, section: Training, sampler: Sampler, kept: Any, flops: fl
     with run.cost("setup"):
         ceiling = dist.world() * gemm_ceiling(arch, run.micro_batch * length, run.device, run.precision)
     size = sampler.batch_size(length)
-    say(f"pretrain: {arch.to_text()}, {number(parameters)} parameters, {number(embeddings)} of them in embeddings")
+    say(f"{run.stage}: {arch.to_text()}, {number(parameters)} parameters, {number(embeddings)} of them in embeddings")
     pieces = -(-size // (run.micro_batch * dist.world()))
     say(
-        f"pretrain: {size} x {length} = {number(size * length)} tokens a step in {pieces} micro-batches on "
+        f"{run.stage}: {size} x {length} = {number(size * length)} tokens a step in {pieces} micro-batches on "
         f"{dist.world()} {run.device.type}, {torch.get_num_threads()} threads, {run.precision} "
         f"({number(ceiling)} FLOP/s at best); optimizer {section.optimizer}, curve {section.curve}"
     )
     share = EXPECTED_SHARE.get(f"{run.device.type} {run.precision}", EXPECTED_OTHERWISE)
     speed = share * ceiling / flops
     if run.precision == "bf16" and not dist.multiplies_bf16(run.device):
-        say("pretrain: this hardware does not multiply bf16 itself; precision: fp32 is probably faster")
+        say(f"{run.stage}: this hardware does not multiply bf16 itself; precision: fp32 is probably faster")
     steps, seconds = _expected(run, sampler, speed)
-    say(f"pretrain: budget {section.budget}: about {number(round(steps))} steps, {duration(seconds)}")
+    say(f"{run.stage}: budget {section.budget}: about {number(round(steps))} steps, {duration(seconds)}")
     return ceiling
 
 
@@ -169,16 +169,20 @@ def _say(run: Run, found: dict[str, Any]) -> None:
     total = max(1e-9, sum(costs.values()))
     spent = ", ".join(f"{name} {seconds / total:.1%}" for name, seconds in costs.items() if seconds / total >= 0.001)
     say(
-        f"pretrain: {number(found['steps'])} steps, {number(found['tokens'])} tokens in {duration(found['seconds'])} "
-        f"({spent}); {found['flop_utilisation_of_measured_ceiling']:.0%} of the matrix products' speed"
+        f"{run.stage}: {number(found['steps'])} steps, {number(found['tokens'])} tokens in "
+        f"{duration(found['seconds'])} ({spent}); {found['flop_utilisation_of_measured_ceiling']:.0%} of the matrix "
+        "products' speed"
     )
     if costs["validation"] > 0.15 * total:
-        say("pretrain: validation took much of the budget; lower pretrain.validation.rows or raise its every")
+        say(f"{run.stage}: validation took much of the budget; lower {run.stage}.validation.rows or raise its every")
     if found["ended"].startswith("early"):
-        say(f"pretrain: {found['ended']}")
+        say(f"{run.stage}: {found['ended']}")
     nlls = f"unigram {found['unigram_nll']:.3f}, bigram {found['bigram_nll']:.3f}"
-    loss, accuracy = (run.state.validation.get(f"validation_{name}", 0.0) for name in ("loss", "accuracy"))
-    say(f"pretrain: held-out masked-LM loss {loss:.3f}, accuracy {accuracy:.1%} ({nlls})")
+    loss, accuracy = (run.state.validation.get(f"validation_{name}") for name in ("loss", "accuracy"))
+    if accuracy is not None:
+        say(f"{run.stage}: held-out masked-LM loss {loss or 0.0:.3f}, accuracy {accuracy:.1%} ({nlls})")
+    elif loss is not None:  # a super-network with a teacher
+        say(f"{run.stage}: held-out distance from the teacher {loss:.4g}")
 
 
 def _baselines(sampler: Sampler, held_out: HeldOut) -> dict[str, float]:

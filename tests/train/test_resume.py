@@ -166,7 +166,7 @@ def test_no_checkpoint_left_is_one_sentence(half: Path, tmp_path: Path):
     for path in (out / "checkpoints").glob("step-*"):
         damage(path / "model.safetensors", "flip", 1)
     for _ in range(2):  # also when they have been renamed before
-        with pytest.raises(ValueError, match="--redo pretrain") as error:
+        with pytest.raises(ValueError, match="--redo run") as error:
             toy.go(out)
         assert "\n" not in str(error.value)
 
