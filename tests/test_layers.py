@@ -157,7 +157,7 @@ def test_foreign_imports_are_declared():
     declared = {
         "torch", "transformers", "tokenizers", "safetensors", "accelerate", "datasets", "huggingface_hub", "numpy",
         "pyarrow", "xxhash", "pydantic", "yaml", "typer", "rich", "sklearn", "scipy", "jinja2", "matplotlib",
-        "onnx", "onnxscript", "onnxruntime", "optuna", "distributed", "datasketch", "h5py",
+        "onnx", "onnxscript", "onnxruntime", "optuna", "distributed", "datasketch", "mwparserfromhell", "h5py",
     }  # fmt: skip
     texts = sources()
     modules = set(texts)

@@ -176,9 +176,10 @@ def test_pinned_versions_fit_the_declared_ranges():
     pins = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
     pinned = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
     assert pinned["torch"] == "2.13.0"
-    for text in [
-        *project["dependencies"],
-        *(item for extra in ("dev", "onnx", "cluster", "dedup") for item in project["optional-dependencies"][extra]),
-    ]:
+    tested = ("dev", "onnx", "cluster", "dedup", "wikipedia", "hdf5")
+    extras = [item for extra in tested for item in project["optional-dependencies"][extra]]
+    for text in [*project["dependencies"], *extras]:
         need = Requirement(text)
+        if need.name == "frugalbert":
+            continue  # an extra that holds another
         assert need.specifier.contains(pinned[canonicalize_name(need.name)]), text

@@ -264,9 +264,9 @@ def unclosed(text: str) -> int:
 def plain(code: Any, namespaces: dict[str, str]) -> str:
     """Parsed wikitext as its paragraphs, one a line."""
     media = {name for name, key in (MEDIA | namespaces).items() if key in ("6", "14", "-2")}
-    text = STRAY.sub("", "".join(_words(code.nodes, media)))
-    lines = (SPACES.sub(" ", EMPTY.sub("", line)).strip() for line in text.split("\n"))
-    return "\n".join(line for line in lines if line and not line.startswith(NO_PARAGRAPH))
+    kept = [line for line in "".join(_words(code.nodes, media)).split("\n") if not line.startswith(NO_PARAGRAPH)]
+    lines = (SPACES.sub(" ", EMPTY.sub("", STRAY.sub("", line))).strip() for line in kept)
+    return "\n".join(line for line in lines if line)
 
 
 def _words(nodes: Iterable[Any], media: set[str]) -> Iterator[str]:
@@ -304,7 +304,7 @@ def _link(node: Any, media: set[str]) -> Iterator[str]:
 
 def _tag(node: Any, media: set[str]) -> Iterator[str]:
     name = str(node.tag).strip().lower()
-    if node.wiki_markup and name != "table":
+    if node.wiki_markup and name not in ("table", "hr"):
         yield str(node.wiki_markup)  # a list's, by which its line is left out
     elif name not in SILENT:
         around = "\n" if name in BREAKS else ""
