@@ -311,7 +311,7 @@ def test_policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(step, "SKIPS_BEFORE_END", 40)
     stopping = toy.make(tmp_path / "stop", toy.changed(non_finite="stop"))
     poison(stopping, "loss", math.nan, range(7, 8))
-    with pytest.raises(ValueError, match=r"at step 7: loss nan.*lower pretrain\.learning_rate") as error:
+    with pytest.raises(ValueError, match=r"at step 7: loss nan.*lower stop\.learning_rate") as error:
         loop.train(stopping)
     assert "\n" not in str(error.value)
     skipping = toy.make(tmp_path / "skip", toy.changed(non_finite="skip"))
