@@ -144,7 +144,7 @@ def measure(models: list[Model], section: Bench, machine: Machine, file: Path | 
             if known:
                 progress.update(len(rows))
             left = [shape for shape, cell in cells.items() if _key(cell) not in before]
-            for result in _time_apart(_task(model, device, threads, section, left)) if left else ():
+            for result in time_apart(_task(model, device, threads, section, left)) if left else ():
                 median = result["median_ms"]
                 speed = result["batch_size"] * result["length"] / (median / 1e3)
                 rows.append({**common, **_rounded(result), "tokens_per_second": round(speed, 1)})
@@ -194,7 +194,7 @@ def _task(model: Model, device: str, threads: int, section: Bench, cells: list[t
     }
 
 
-def _time_apart(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def time_apart(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Run `timing.py` in a process with its thread count fixed from the start; yields its results as they come."""
     threads = str(task["threads"])
     package = str(Path(__file__).resolve().parents[2])
@@ -220,7 +220,9 @@ def _time_apart(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 yield result
             if process.wait() != 0:
                 last = [line for line in iter(errors.get, None) if line.strip()][-1:]
-                raise RuntimeError(f"timing {task['path']} failed: {''.join(last).strip() or process.returncode}")
+                raise RuntimeError(
+                    f"timing {task.get('path', task['kind'])} failed: {''.join(last).strip() or process.returncode}"
+                )
         finally:
             process.kill()
             for pump in pumps:  # before the pipes are closed under them

@@ -23,6 +23,7 @@ from frugalbert.model.cost import forward_flops
 FORMAT = 1
 FOLDS = 5
 HELD_OUT = 0.2
+MARGIN = 0.02
 TERMS = (
     "1", "layers", "hidden*qkv", "hidden*ffn", "qkv", "layer hidden", "ffn", "heads", "width", "flops",
 )  # fmt: skip
@@ -144,13 +145,13 @@ def _on_mlp(params: Params, x: Matrix) -> Matrix:
 
 
 METHODS: dict[str, tuple[Callable[[Matrix, Matrix, int], Params], Callable[[Params, Matrix], Matrix]]] = {
-    "linear": (_fit_linear, _on_physical),
-    "positive": (_fit_positive, _on_physical),
-    "trees": (_fit_trees, _on_trees),
-    "mlp": (_fit_mlp, _on_mlp),
     "flops": (_fit_flops, _on_flops),
+    "positive": (_fit_positive, _on_physical),
+    "linear": (_fit_linear, _on_physical),
+    "mlp": (_fit_mlp, _on_mlp),
+    "trees": (_fit_trees, _on_trees),
 }
-"""Name -> (fit, predict). `flops` is the baseline; where it wins, it is as good as the others and simplest."""
+"""Name -> (fit, predict), the simplest first; `flops` is the baseline."""
 
 
 # ---- choosing and judging -------------------------------------------------------------------------------------------
@@ -185,7 +186,8 @@ def judge(
 ) -> dict[str, Any]:
     """Every method's errors; the share `held_out` is kept out of everything but the error that names it.
 
-    `chosen` has the least cross-validated error on the others. `points` are (measured, predicted) of the held-out ones.
+    `chosen` is the simplest method whose cross-validated error on the others is at most `MARGIN` above the least.
+    `points` are (measured, predicted) of the held-out ones.
     Raises ValueError below 8 architectures.
     """
     if len(archs) < 8:
@@ -208,7 +210,8 @@ def judge(
             "held_out_spearman": spearman(points[name], y[out]),
             "unseen_depth_mape": None if by_depth is None else mape(by_depth, y),
         }
-    chosen = min(methods, key=lambda name: methods[name]["cross_validated_mape"])
+    least = min(values["cross_validated_mape"] for values in methods.values())
+    chosen = next(name for name in METHODS if methods[name]["cross_validated_mape"] <= least * (1 + MARGIN) + 1e-6)
     pairs = sorted(zip(y[out].tolist(), points[chosen].tolist(), strict=True))
     return {"chosen": chosen, "held_out": len(out), "methods": methods, "points": pairs}
 

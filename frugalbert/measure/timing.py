@@ -1,4 +1,4 @@
-"""Timing one model in a process of its own: a small description on standard input, one JSON line per shape out.
+"""Timing in a process of its own: a small description on standard input, one JSON line per shape or architecture out.
 
 Protocol (Howard 2020's HAT and AutoTinyBERT time wall clocks on busy machines, which orders models at random): the
 thread count is fixed before torch or ONNX Runtime start, calls are warmed up, and on one thread the clock is the
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -60,6 +61,7 @@ def time_callable(
     repeats: int,
     clock: str = "cpu",
     *,
+    warmup_seconds: float = WARMUP_SECONDS,
     now: Callable[[], float] | None = None,
     wall: Callable[[], float] = time.perf_counter,
 ) -> Timing:
@@ -68,7 +70,7 @@ def time_callable(
     `clock` is one of `pick_clock`'s; `now` and `wall` replace the real clocks (seconds).
     """
     start, calls = wall(), 0
-    while calls < WARMUP_CALLS[0] or (calls < WARMUP_CALLS[1] and wall() - start < WARMUP_SECONDS):
+    while calls < WARMUP_CALLS[0] or (calls < WARMUP_CALLS[1] and wall() - start < warmup_seconds):
         call()
         calls += 1
     once = _cuda_seconds if clock == "cuda" else _clock_seconds(now or (time.process_time if clock == "cpu" else wall))
@@ -112,25 +114,29 @@ def _cuda_seconds(call: Callable[[], Any]) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-# ---- the process that times one model -------------------------------------------------------------------------------
+# ---- the process that times ----------------------------------------------------------------------------------------
+
+Prepare = Callable[[int, int], Callable[[], Any]]
+"""(batch, length) -> the call to time."""
 
 
-def _torch_call(task: dict[str, Any]) -> tuple[Callable[[int, int], Callable[[], Any]], str]:
-    """For a model directory, or stock BERT of the sizes in `task["baseline"]` with random weights."""
-    import torch
-
+def _load(task: dict[str, Any]) -> Any:
+    """A model directory, or stock BERT of the sizes in `task["baseline"]` with random weights."""
     from frugalbert.measure.models import load_for_serving, quiet
-    from frugalbert.measure.onnx import takes_token_types
 
-    torch.set_num_threads(task["threads"])
-    torch.set_num_interop_threads(1)
     if task["kind"] == "baseline":
         from transformers import BertConfig, BertModel
 
         with quiet():
-            model: Any = BertModel(BertConfig(**task["baseline"])).eval()
-    else:
-        model = load_for_serving(Path(task["path"]))
+            return BertModel(BertConfig(**task["baseline"])).eval()
+    return load_for_serving(Path(task["path"]))
+
+
+def _torch_call(task: dict[str, Any], model: Any) -> tuple[Prepare, str]:
+    import torch
+
+    from frugalbert.measure.onnx import takes_token_types
+
     dtype = torch.float32
     if task["device"] == "cuda":
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
@@ -152,12 +158,12 @@ def _torch_call(task: dict[str, Any]) -> tuple[Callable[[int, int], Callable[[],
     return prepare, str(dtype).removeprefix("torch.")
 
 
-def _onnx_call(task: dict[str, Any]) -> tuple[Callable[[int, int], Callable[[], Any]], str]:
+def _onnx_call(task: dict[str, Any], path: Path) -> tuple[Prepare, str]:
     import numpy as np
 
     from frugalbert.measure.session import feed, open_session
 
-    session = open_session(Path(task["path"]), task["threads"])
+    session = open_session(path, task["threads"])
 
     def prepare(batch: int, length: int) -> Callable[[], Any]:
         ids = np.random.default_rng(0).integers(0, task["vocab_size"] or 1, (batch, length))
@@ -167,19 +173,74 @@ def _onnx_call(task: dict[str, Any]) -> tuple[Callable[[int, int], Callable[[], 
     return prepare, "int8" if task["kind"] == "onnx-int8" else "float32"
 
 
+def _time(task: dict[str, Any], name: str, prepare: Prepare, batch: int, length: int) -> dict[str, Any]:
+    try:
+        clock = pick_clock(task["threads"], task["device"])
+        warmup = task.get("warmup_seconds", WARMUP_SECONDS)
+        return asdict(time_callable(prepare(batch, length), task["repeats"], clock, warmup_seconds=warmup))
+    except ValueError:
+        raise
+    except Exception as error:  # out of memory, or a graph that refuses the shape
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"{name} cannot run {batch} sequences of {length} tokens ({reason})") from None
+
+
+def _pin_torch(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.set_num_interop_threads(1)
+
+
 def time_task(task: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> None:
     """Time every (batch, length) of `task["cells"]`, giving each result to `emit` as it comes."""
-    prepare, precision = (_onnx_call if task["kind"].startswith("onnx") else _torch_call)(task)
-    clock = pick_clock(task["threads"], task["device"])
+    if task["kind"].startswith("onnx"):
+        prepare, precision = _onnx_call(task, Path(task["path"]))
+    else:
+        _pin_torch(task["threads"])
+        prepare, precision = _torch_call(task, _load(task))
     for batch, length in task["cells"]:
-        try:
-            timing = time_callable(prepare(batch, length), task["repeats"], clock)
-        except ValueError:
-            raise
-        except Exception as error:  # out of memory, or a graph that refuses the shape
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise ValueError(f"{task['path']} cannot run {batch} sequences of {length} tokens ({reason})") from None
-        emit({"batch_size": batch, "length": length, "precision": precision, **asdict(timing)})
+        timing = _time(task, task["path"], prepare, batch, length)
+        emit({"batch_size": batch, "length": length, "precision": precision, **timing})
+
+
+def _serve(task: dict[str, Any], text: str) -> tuple[Prepare, str]:
+    """An encoder of its own with random weights, as `task["kind"]` serves it."""
+    from frugalbert.measure import onnx
+    from frugalbert.measure.models import quiet
+    from frugalbert.model.arch import Arch
+    from frugalbert.model.configuration import FrugalConfig
+    from frugalbert.model.modeling import FrugalModel
+
+    with quiet(), tempfile.TemporaryDirectory(prefix="frugalbert-latency-") as folder:
+        model = FrugalModel(FrugalConfig.from_arch(Arch.parse(text), task["vocab_size"])).eval()
+        if task["kind"] == "torch":
+            return _torch_call(task, model)
+        path = Path(folder) / "model.onnx"
+        onnx.export_onnx(model, path)
+        if task["kind"] == "onnx-int8":
+            path = path.with_name("int8.onnx")
+            onnx.quantize(path.with_name("model.onnx"), path)
+        return _onnx_call(task, path)
+
+
+def time_archs(task: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> None:
+    """Time every architecture (one-line text) of `task["archs"]` at one shape, extracted: models of their own.
+
+    Through a super-network's slices they would take up to a third more. `reference_ms` is what the same small encoder
+    took before and after each: a shared machine's speed drifts by several percent within seconds.
+    """
+    short = {**task, "warmup_seconds": 0.0}
+    _pin_torch(task["threads"])
+    shape = (task["batch_size"], task["length"])
+    reference = _serve(task, task["reference"])[0]
+    for text in task["archs"]:
+        prepare, precision = _serve(task, text)
+        before = _time(short, task["reference"], reference, *shape)
+        timing = _time(task, text, prepare, *shape)
+        after = _time(short, task["reference"], reference, *shape)
+        middle = (before["median_ms"] + after["median_ms"]) / 2
+        emit({"arch": text, "precision": precision, "reference_ms": middle, **timing})
 
 
 def main() -> None:
@@ -189,7 +250,8 @@ def main() -> None:
         print(json.dumps(line), flush=True)
 
     try:
-        time_task(json.load(sys.stdin), emit)
+        task = json.load(sys.stdin)
+        (time_archs if "archs" in task else time_task)(task, emit)
     except (ValueError, OSError) as error:
         emit({"error": str(error)})
 

@@ -64,7 +64,7 @@ def test_a_killed_measurement_goes_on(
         for batch, length in task["cells"]:
             yield {"batch_size": batch, "length": length, "median_ms": 1.5, "noisy": False, "p90_ms": 1.6}
 
-    monkeypatch.setattr(latency, "_time_apart", fake)
+    monkeypatch.setattr(latency, "time_apart", fake)
     latency.build(SECTION, {"export": stock_export}, tmp_path, CPU)
     assert asked == [("onnx", [(2, 16)]), ("baseline", [(2, 16)])]
     again = read(tmp_path)
