@@ -3,7 +3,7 @@
 Every combination of the axes' values is a member unless a constraint leaves it out (AutoTinyBERT, arXiv 2107.13686,
 table 1: one size for all layers; HAT, arXiv 2005.14187: `mixed`, each layer its own). The operators of evolution live
 here because they must know the axes: mutation by steps along them (AutoTinyBERT), crossover gene by gene (HAT).
-No torch: plans and searches count and draw without it.
+No torch, and to count no numpy: plans use it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import functools
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
-
-import numpy as np
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 from frugalbert import config
 from frugalbert.model.arch import FAMILIES, Arch, LayerArch
 from frugalbert.model.cost import encoder_parameters
+
+if TYPE_CHECKING:  # `plan` counts without it
+    import numpy as np
 
 AXES = ("depth", "hidden", "heads", "head_dim", "ffn")
 MOVES = {"depth": (0.25, 1), "hidden": (0.5, 1), "heads": (0.25, 2), "head_dim": (0.25, 2), "ffn": (0.5, 2)}
@@ -96,6 +98,8 @@ class Space:
 
     def columns(self, rows: int = 65536) -> Iterator[dict[str, np.ndarray]]:
         """Every uniform architecture as int64 arrays by axis, at most `rows` at a time: for costs of all at once."""
+        import numpy as np
+
         widths = [(hidden, *pair) for hidden in self.hidden for pair in _pairs(self, hidden)]
         table = np.array(widths, dtype=np.int64)
         total = len(self.depth) * len(widths) * len(self.ffn)
@@ -175,7 +179,7 @@ class Space:
         cells, bins = _strata(self, strata)
         low, high, first, ends = bins[int(rng.integers(len(bins)))]
         place = int(rng.integers(ends[-1]))
-        cell = int(np.searchsorted(ends, place, side="right"))
+        cell = int(ends.searchsorted(place, side="right"))
         ffn = self.ffn[int(first[cell]) + place - int(ends[cell - 1] if cell else 0)]
         depth, hidden, heads, head_dim = (int(value) for value in cells[cell])
         arch = self._build((depth, hidden, ((heads, head_dim, ffn),)))
@@ -316,9 +320,9 @@ def _combinations(blocks: tuple[tuple[Pair, ...], ...], depth: int) -> int:
 
 def _draw_pairs(blocks: tuple[tuple[Pair, ...], ...], depth: int, rng: np.random.Generator) -> list[Pair]:
     """A `depth`-tuple within a block, each equally likely: those in several blocks come as often, and are thinned."""
-    weights = np.array([float(len(block)) ** depth for block in blocks])
+    weights = [float(len(block)) ** depth for block in blocks]
     while True:
-        block = blocks[int(rng.choice(len(blocks), p=weights / weights.sum()))]
+        block = blocks[int(rng.choice(len(blocks), p=[weight / sum(weights) for weight in weights]))]
         pairs = [_pick(block, rng) for _ in range(depth)]
         if rng.random() * sum(set(pairs) <= set(other) for other in blocks) < 1.0:
             return pairs
@@ -327,7 +331,7 @@ def _draw_pairs(blocks: tuple[tuple[Pair, ...], ...], depth: int, rng: np.random
 @functools.lru_cache(maxsize=16)
 def _width_ends(space: Space) -> list[int]:
     """Running number of (hidden, heads, head_dim) triples, by width."""
-    return np.cumsum([len(_pairs(space, hidden)) for hidden in space.hidden]).tolist()
+    return list(accumulate(len(_pairs(space, hidden)) for hidden in space.hidden))
 
 
 # ---- bins of sizes ---------------------------------------------------------------------------------------------------
@@ -339,6 +343,8 @@ def _strata(space: Space, strata: int) -> tuple[np.ndarray, list[tuple[float, fl
 
     The number of parameters is affine in depth and in ffn, so three architectures per width tell all of them.
     """
+    import numpy as np
+
     widths = [(hidden, *pair) for hidden in space.hidden for pair in _pairs(space, hidden)]
 
     def count(depth: int, hidden: int, heads: int, head_dim: int, ffn: int) -> int:

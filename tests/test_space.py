@@ -13,6 +13,7 @@ from frugalbert import config
 from frugalbert.model.arch import Arch, LayerArch
 from frugalbert.model.cost import encoder_parameters
 from frugalbert.space import AXES, Space
+from tests.test_imports import loaded
 
 SMALL = Space(depth=(1, 2, 3), hidden=(8, 12, 16), heads=(1, 2, 3), head_dim=(4, 6), ffn=(8, 16, 24, 32))
 TIGHT = Space(
@@ -308,3 +309,8 @@ def test_bad_spaces(change, sentence):
     axes = {"depth": (1, 2), "hidden": (8, 16), "heads": (2,), "head_dim": (4,), "ffn": (16,)}
     with pytest.raises(ValueError, match=sentence):
         Space(**(axes | change))
+
+
+def test_counting_loads_nothing_heavy():
+    code = "from frugalbert.space import Space\nassert Space(tuple(range(1, 9)), (8,), (2,), (4,), (8,)).size() == 8\n"
+    assert loaded(code) == set()
