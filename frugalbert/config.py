@@ -234,8 +234,8 @@ class Mask(Section):
 
     @model_validator(mode="after")
     def _rates(self) -> Mask:
-        if not all(0.0 < rate < 1.0 for rate in self.rate):
-            raise ValueError("rate must lie between 0 and 1, for example 0.15")
+        if not all(rate < 1.0 for rate in self.rate):
+            raise ValueError("rate must lie below 1, for example 0.15")
         return self
 
 
@@ -439,6 +439,12 @@ class Supernet(Training):
     relation_heads: Count = 12
     """Heads that queries, keys and values are split into for `relation`."""
 
+    @model_validator(mode="after")
+    def _masks(self) -> Supernet:
+        if 0.0 in self.mask.rate and self.teacher is None:
+            raise ValueError("mask.rate 0 leaves nothing to learn without a teacher; write 0.15, or name a teacher")
+        return self
+
 
 class Latency(Section):
     """Time sampled architectures of the space on this machine, and learn to predict the others' latency."""
@@ -544,6 +550,8 @@ class Pretrain(Training):
 
     @model_validator(mode="after")
     def _objective(self) -> Pretrain:
+        if 0.0 in self.mask.rate:
+            raise ValueError("mask.rate 0 hides nothing that could be learnt; write for example 0.15")
         if self.start == FROM_SEARCH and self.arch != FROM_SEARCH:
             raise ValueError("start: from search needs arch: from search as well")
         if self.objective != "rtd" and self.replaced != ReplacedTokens():

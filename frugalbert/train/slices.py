@@ -112,6 +112,8 @@ class SuperNetwork(nn.Module):
         if self.fit is not None:
             nn.init.normal_(self.fit.weight, std=network.config.initializer_range)
             nn.init.zeros_(self.fit.bias)
+            network.head.requires_grad_(False)
+            network.decoder.bias.requires_grad_(False)
 
     def kept(self, arch: Arch) -> tuple[int, ...]:
         return slicing.kept_layers(self.network.config.to_arch(), len(arch.layers), self.layers)  # type: ignore[arg-type]
@@ -120,8 +122,8 @@ class SuperNetwork(nn.Module):
         """What `objective` measures of each architecture."""
         found = objective.measure(self, batch, archs)
         if self.training and dist.world() > 1:  # the ranks' averaging waits for a gradient of every weight
-            nothing = sum((parameter.sum() * 0.0 for parameter in self.parameters()), found[0]["total"] * 0.0)
-            found[0]["total"] = found[0]["total"] + nothing
+            weights = [parameter for parameter in self.parameters() if parameter.requires_grad]
+            found[0]["total"] = found[0]["total"] + sum(weight.sum() * 0.0 for weight in weights)
         return found
 
 
@@ -262,8 +264,10 @@ class OnlySampled:
         if big in self.archs:
             return
         masks = {name: torch.zeros(weight.shape, dtype=torch.bool) for weight, name in self.names.items()}
-        slicing.sliced(masks, big, [(arch, self.model.kept(arch)) for arch in self.archs])
+        untouched = slicing.sliced(masks, big, [(arch, self.model.kept(arch)) for arch in self.archs])
         for weight, name in self.names.items():
+            if name in untouched:
+                weight.grad = None
             if weight.grad is None or masks[name].all():
                 continue
             unused = ~masks[name].to(weight.device)

@@ -23,7 +23,7 @@ def launch(folder: Path, world: int, **options: Any) -> list[dict[str, Any]]:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    command = [sys.executable, "-m", "tests.train.ranks", str(folder), json.dumps(options)]
+    command = options.pop("command", [sys.executable, "-m", "tests.train.ranks", str(folder), json.dumps(options)])
     processes = []
     for rank in range(world):
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
@@ -40,7 +40,7 @@ def launch(folder: Path, world: int, **options: Any) -> list[dict[str, Any]]:
             process.kill()
     for process, (_, error) in zip(processes, ends, strict=True):
         assert process.returncode == 0, error
-    return [json.loads(out.splitlines()[-1]) for out, _ in ends]
+    return [json.loads(out.splitlines()[-1]) for out, _ in ends if out]
 
 
 def alone(folder: Path, **options: Any) -> dict[str, Any]:
