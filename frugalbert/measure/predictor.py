@@ -24,6 +24,7 @@ FORMAT = 1
 FOLDS = 5
 HELD_OUT = 0.2
 MARGIN = 0.02
+TREE_RATE = 0.05
 TERMS = (
     "1", "layers", "hidden*qkv", "hidden*ffn", "qkv", "layer hidden", "ffn", "heads", "width", "flops",
 )  # fmt: skip
@@ -94,33 +95,35 @@ def _standard(params: Params, x: Matrix) -> Matrix:
 
 
 def _fit_trees(x: Matrix, ms: Matrix, seed: int) -> Params:
-    """Gradient-boosted trees (Friedman 2001) on the log of the fit's error; stored as arrays of nodes."""
+    """Gradient-boosted trees (Friedman 2001) on the log of the fit's error; stored as one array of nodes."""
     from sklearn.ensemble import GradientBoostingRegressor
 
     params, inputs, target = _fit_residual(x, ms, seed)
     model = GradientBoostingRegressor(
-        n_estimators=150, max_depth=3, learning_rate=0.05, subsample=0.7, min_samples_leaf=4, random_state=seed
+        n_estimators=150, max_depth=3, learning_rate=TREE_RATE, subsample=0.7, min_samples_leaf=4, random_state=seed
     ).fit(inputs, target)
-    nodes = [tree[0].tree_ for tree in np.asarray(model.estimators_)]
-    trees = [
-        {"feature": tree.feature.tolist(), "threshold": tree.threshold.tolist(), "left": tree.children_left.tolist(),
-         "right": tree.children_right.tolist(), "value": (0.05 * tree.value[:, 0, 0]).tolist()}
-        for tree in nodes
-    ]  # fmt: skip
-    return {**params, "offset": float(target.mean()), "trees": trees}
+    trees = [tree[0].tree_ for tree in np.asarray(model.estimators_)]
+    roots = np.cumsum([0, *(tree.node_count for tree in trees)])[:-1]
+    nodes = {
+        "roots": roots,
+        "feature": np.concatenate([tree.feature for tree in trees]),
+        "threshold": np.concatenate([tree.threshold for tree in trees]),
+        "left": np.concatenate([tree.children_left + root for tree, root in zip(trees, roots, strict=True)]),
+        "right": np.concatenate([tree.children_right + root for tree, root in zip(trees, roots, strict=True)]),
+        "value": np.concatenate([TREE_RATE * tree.value[:, 0, 0] for tree in trees]),
+    }
+    return {**params, "offset": float(target.mean()), **{name: array.tolist() for name, array in nodes.items()}}
 
 
 def _on_trees(params: Params, x: Matrix) -> Matrix:
+    names = ("feature", "threshold", "left", "right", "value")
+    feature, threshold, left, right, value = (np.array(params[name]) for name in names)
     inputs = _standard(params, x).astype(np.float32)  # as scikit-learn compares them
-    total = np.full(len(x), params["offset"])
-    for stored in params["trees"]:
-        tree = {name: np.array(value) for name, value in stored.items()}
-        node = np.zeros(len(x), dtype=np.int64)
-        while (inner := tree["left"][node] >= 0).any():
-            goes_left = inputs[np.arange(len(x)), np.maximum(tree["feature"][node], 0)] <= tree["threshold"][node]
-            node = np.where(inner, np.where(goes_left, tree["left"][node], tree["right"][node]), node)
-        total += tree["value"][node]
-    return _on_physical(params, x) * np.exp(total)
+    node = np.tile(np.array(params["roots"]), (len(x), 1))
+    while (inner := feature[node] >= 0).any():
+        chosen = np.take_along_axis(inputs, np.maximum(feature[node], 0), axis=1)
+        node = np.where(inner, np.where(chosen <= threshold[node], left[node], right[node]), node)
+    return _on_physical(params, x) * np.exp(params["offset"] + value[node].sum(axis=1))
 
 
 def _fit_mlp(x: Matrix, ms: Matrix, seed: int) -> Params:
