@@ -235,7 +235,7 @@ class Mask(Section):
     @model_validator(mode="after")
     def _rates(self) -> Mask:
         if not all(rate < 1.0 for rate in self.rate):
-            raise ValueError("rate must lie below 1, for example 0.15")
+            raise ValueError("rate must lie between 0 and 1, for example 0.15")
         return self
 
 

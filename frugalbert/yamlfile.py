@@ -281,10 +281,13 @@ def _did_you_mean(path: Place, root: type[BaseModel]) -> str:
     close = difflib.get_close_matches(str(path[-1]), names, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]}?"
-    for section, info in Config.model_fields.items():
-        nested = [model for model in _models_in(info.annotation) if path[-1] in model.model_fields]
-        if nested:
-            return f"; it belongs into {section}"
+    owners = [
+        section
+        for section, info in Config.model_fields.items()
+        if any(path[-1] in model.model_fields for model in _models_in(info.annotation))
+    ]
+    if owners:
+        return f"; it belongs into {' or '.join(owners)}"
     return f"; the keys are {', '.join(names)}" if names else ""
 
 
