@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 
 from frugalbert import run
 from frugalbert.config import Corpus, Machine
-from frugalbert.data import corpus, dedup, parts
+from frugalbert.data import corpus, dedup, files, parts
 from frugalbert.data.corpus import list_files, read_documents
 
 WORDS = "the of and a in that is was for with as his on be at by this had not are but from or have an they".split()
@@ -474,6 +475,31 @@ def peak(folder: Path, megabytes: int) -> int:
         [sys.executable, "-c", MEASURE, folder, "a.jsonl"], capture_output=True, text=True, check=True
     )
     return int(result.stdout)
+
+
+def test_what_python_holds_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
+    """Small parts and buffers: four times the text, and the same peak but for some bytes per document."""
+    monkeypatch.setattr(parts, "PART_CHARACTERS", 200_000)
+    monkeypatch.setattr(corpus, "UNIT_BYTES", 400_000)
+    monkeypatch.setattr(files, "HEAD", 10_000)
+    generator = random.Random(0)
+
+    def traced(kilobytes: int) -> int:
+        folder = tmp_path / str(kilobytes)
+        folder.mkdir()
+        for number in range(kilobytes // 100):
+            (folder / f"{number:03d}.txt").write_text("\n\n".join(prose(generator, 400) for _ in range(45)))
+        tracemalloc.start()
+        try:
+            build(folder, folder / "out", ["*.txt"])
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    traced(100)  # imports and caches
+    large, small = traced(8000), traced(2000)
+    assert large < 1.3 * small
+    assert large < 2_000_000
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path):

@@ -85,6 +85,35 @@ def test_masked_batches_restore_to_the_rows_and_documents_stay_apart(built):
     assert (batch.position_ids[tokens == fast.cls_token_id] == 0).all()
 
 
+def test_each_piece_of_a_masked_row_is_a_passage_of_one_article(built):
+    """Labels put back, every [CLS] … [SEP] is found word for word within a single article."""
+    fast = tokenizer.load(built / "tokenizer")
+    rows = ShardSet.open(built / "shards", 128, "held_out")
+    tokens = gather_rows(rows, np.arange(0, rows.rows, max(1, rows.rows // 100)))
+    numbers = torch.arange(len(tokens))
+    vocabulary = masking.Vocabulary.from_tokenizer(fast)
+    batch = masking.mlm_batch(tokens, numbers, torch.zeros_like(numbers), Mask(), 0.15, 0, vocabulary)
+    backend = fast.backend_tokenizer
+    backend.encode_special_tokens = True
+    articles = [document.text for document in corpus.read_documents(built / "corpus", "held_out")]
+    encodings = backend.encode_batch_fast(articles, add_special_tokens=False)
+    ids = "|".join(f" {' '.join(map(str, encoding.ids))} " for encoding in encodings)
+
+    def pieces(rows: torch.Tensor) -> list[str]:
+        found: list[list[str]] = []
+        for token in rows.flatten().tolist():
+            if token == fast.cls_token_id:
+                found.append([])
+            elif token not in (fast.sep_token_id, fast.pad_token_id):
+                found[-1].append(str(token))
+        return [f" {' '.join(piece)} " for piece in found]
+
+    found = pieces(masking.restore(batch))
+    assert len(found) > 100
+    assert all(piece in ids for piece in found)
+    assert sum(piece in ids for piece in pieces(batch.input_ids)) < 0.2 * len(found)  # the masked rows themselves
+
+
 def test_english_is_predictable_from_its_neighbour(built):
     """Bigrams of real text beat unigrams by far; with the neighbours shuffled away they do not (the control)."""
     fast = tokenizer.load(built / "tokenizer")
