@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from frugalbert.budget import Budget
-from frugalbert.config import Config
+from frugalbert.config import FROM_SEARCH, Config, Supernet, Training
 from frugalbert.progress import duration, number
 from frugalbert.stages import Status, examine
+
+if TYPE_CHECKING:
+    from frugalbert.model.arch import Arch
+    from frugalbert.space import Space
 
 CHARACTERS_PER_TOKEN = 4.4  # English, a WordPiece vocabulary of 30,000; replaced by the real count once shards exist
 CPU_FLOPS_PER_CORE = 1e11  # sustained by a training step in bf16 or with wide fp32 units; printed as an assumption
 GPU_FLOPS = 2e14
+SERVING_FLOPS = 5e10  # of one CPU thread that serves one sequence at a time in fp32
+READINGS, READING_SECONDS = 3, {"torch": 0.5, "onnx": 4.0, "onnx-int8": 5.0}  # building, exporting and warming up one
 Row = tuple[str, str, str]
 
 
@@ -39,6 +46,7 @@ def _describe(status: Status, config: Config, folder: Path, known: dict[str, dic
         figures = ", ".join(f"{key.replace('_', ' ')} {number(item)}" for key, item in list(metrics.items())[:4])
         return f"took {duration(seconds)}; {figures}" if figures else f"took {duration(seconds)}"
     describe = {"corpus": _corpus, "tokenizer": _tokenizer, "shards": _shards, "pretrain": _pretrain}
+    describe |= {"space": _space, "supernet": _supernet, "latency": _latency, "search": _search}
     describe |= {"finetune": _finetune, "export": _export, "bench": _bench, "report": _report}
     function = describe.get(status.stage.name)
     return function(config, folder, known) if function else ""
@@ -99,6 +107,10 @@ def _shards(config: Config, folder: Path, known: dict[str, Any]) -> str:
     return f"rows of {lengths} tokens, about {number(tokens)} tokens, {number(2 * tokens * len(config.shards.length))}B"
 
 
+def _vocabulary(config: Config, known: dict[str, Any]) -> int:
+    return known.get("tokenizer", {}).get("vocab_size") or (config.tokenizer.vocab_size if config.tokenizer else 0)
+
+
 def _pretrain(config: Config, folder: Path, known: dict[str, Any]) -> str:
     from frugalbert.model import cost
     from frugalbert.model.arch import Arch
@@ -106,16 +118,24 @@ def _pretrain(config: Config, folder: Path, known: dict[str, Any]) -> str:
     section = config.pretrain
     assert section is not None
     assert config.shards is not None
-    arch = Arch.load(section.arch, folder)
-    vocabulary = known.get("tokenizer", {}).get("vocab_size") or (
-        config.tokenizer.vocab_size if config.tokenizer else 0
-    )
+    bound, text = "", section.arch
+    if text == FROM_SEARCH and "arch" in known.get("search", {}):
+        text = known["search"]["arch"]
+    elif text == FROM_SEARCH:
+        bound, text = "from search, at most ", _choices(config).largest().to_text()
+    arch, vocabulary = Arch.load(text, folder), _vocabulary(config, known)
+    flops = cost.training_flops(arch, vocabulary, config.shards.length[0], section.mask.rate[0])
     parameters = cost.parameter_count(arch, vocabulary, "mlm")
-    length = config.shards.length[0]
-    flops = cost.training_flops(arch, vocabulary, length, section.mask.rate[0])
-    per_step = section.batch_size * length
+    what = f"{bound}{arch.to_text()}, {number(parameters)} parameters, {number(flops)}FLOP/token"
+    return _training(config, section, (what, flops, parameters), _tokens(config, folder, known))
+
+
+def _training(config: Config, section: Training, model: tuple[str, float, int], corpus_tokens: float | None) -> str:
+    """`model`: what is trained, FLOPs per token of a step, parameters."""
+    assert config.shards is not None
+    what, flops, parameters = model
+    per_step = section.batch_size * config.shards.length[0]
     amount, kind = section.budget.amount, section.budget.kind
-    corpus_tokens = _tokens(config, folder, known)
     tokens = {"tokens": amount, "steps": amount * per_step}.get(kind)
     if kind == "epochs" and corpus_tokens:
         tokens = amount * corpus_tokens
@@ -123,7 +143,7 @@ def _pretrain(config: Config, folder: Path, known: dict[str, Any]) -> str:
     disk = parameters * (12 * (kept.keep + 1) + 4 * (len(kept.markers) + 1))
     return "; ".join(
         [
-            f"{arch.to_text()}, {number(parameters)} parameters, {number(flops)}FLOP/token, budget {section.budget}",
+            f"{what}, budget {section.budget}",
             *(_pace(speed / flops, where, section.budget, tokens, per_step) for where, speed in _speeds(config)),
             f"up to {number(disk)}B of checkpoints",
         ]
@@ -146,6 +166,105 @@ def _pace(tokens_per_second: float, where: str, budget: Budget, tokens: float | 
     if tokens is None:
         return f"on {where} roughly {number(tokens_per_second)} tokens/s"
     return f"on {where} roughly {duration(tokens / tokens_per_second)} for {number(tokens)} tokens"
+
+
+# ---- choosing an architecture ----------------------------------------------------------------------------------------
+
+
+def _choices(config: Config) -> Space:
+    from frugalbert.space import Space
+
+    assert config.space is not None
+    return Space.of(config.space)
+
+
+def _space(config: Config, folder: Path, known: dict[str, Any]) -> str:
+    from frugalbert.model.cost import parameter_count
+
+    space, vocabulary = _choices(config), _vocabulary(config, known)
+    ends = [
+        f"{arch.to_text()} ({number(parameter_count(arch, vocabulary))} parameters)"
+        for arch in (space.smallest(), space.largest())
+    ]
+    size = f"{space.size():,}" if space.size() < 10**15 else number(space.size())
+    return f"{size} architectures from {ends[0]} to {ends[1]}"
+
+
+def _supernet(config: Config, folder: Path, known: dict[str, Any]) -> str:
+    from frugalbert.model import cost
+
+    section, space, vocabulary = config.supernet, _choices(config), _vocabulary(config, known)
+    assert section is not None
+    assert config.shards is not None
+    flops = flops_per_token(section, space, vocabulary, config.shards.length[0])
+    largest = space.largest()
+    parameters = cost.parameter_count(largest, vocabulary, "mlm")
+    others = {"sandwich": section.random_archs + 2, "random": section.random_archs, "all": space.size()}
+    what = (
+        f"{largest.to_text()}, {number(parameters)} parameters, {others.get(section.sampling, 1)} of its slices a step"
+    )
+    what += f": {number(flops)}FLOP/token" + (" and the teacher's" if section.teacher else "")
+    return _training(config, section, (what, flops, parameters), _tokens(config, folder, known))
+
+
+def flops_per_token(section: Supernet, space: Space, vocabulary: int, length: int) -> float:
+    """Training operations per token of all architectures of a batch together, on average (`train/slices.py`)."""
+    from frugalbert.model.cost import training_flops
+
+    def flops(arch: Arch) -> float:
+        return training_flops(arch, vocabulary, length, sum(section.mask.rate) / len(section.mask.rate))
+
+    largest, random = flops(space.largest()), _mean(space, flops, stratified=section.stratified)
+    if section.sampling == "sandwich":
+        return largest + section.random_archs * random + flops(space.smallest())
+    if section.sampling == "random":
+        return section.random_archs * random
+    if section.sampling == "all":  # small spaces only
+        return space.size() * _mean(space, flops, stratified=False)
+    return (largest + random) / 2
+
+
+def _mean(space: Space, value: Callable[[Arch], float], *, stratified: bool) -> float:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    draw = space.sample_stratified if stratified else space.sample
+    draws = 64 if space.mixed else 1024
+    return sum(value(draw(rng)) for _ in range(draws)) / draws
+
+
+def _latency(config: Config, folder: Path, known: dict[str, Any]) -> str:
+    from frugalbert.model.cost import forward_flops
+
+    section, space = config.latency, _choices(config)
+    assert section is not None
+    timed = min(section.architectures, space.size())
+    operations = (
+        section.batch_size
+        * section.length
+        * _mean(space, lambda arch: forward_flops(arch, section.length), stratified=True)
+    )
+    speed = GPU_FLOPS / 10 if section.device == "cuda" else section.threads * SERVING_FLOPS
+    seconds = timed * READINGS * (READING_SECONDS[section.backend] + (section.repeats + 2) * operations / speed)
+    where = section.device if section.device == "cuda" else f"{section.threads} CPU thread{'s' * (section.threads > 1)}"
+    return (
+        f"{timed} architectures, {READINGS} readings each: {section.backend} on {where}, {section.batch_size} x "
+        f"{section.length} tokens; roughly {duration(seconds)}"
+    )
+
+
+def _search(config: Config, folder: Path, known: dict[str, Any]) -> str:
+    section = config.search
+    assert section is not None
+    limits = []
+    for name, value in section.limit:
+        if value is not None:
+            ends = [f"{number(end)}" for end in value]
+            least = "at least" if name == "speedup" else "at most"
+            limits.append(f"{name.replace('_', ' ')} {' to '.join(ends) if len(ends) > 1 else f'{least} {ends[0]}'}")
+    budget = f" or {section.budget}" if section.budget else ""
+    by = f"{', '.join(section.tasks)} fine-tuned" if section.tasks else f"{section.quality} on {section.rows} rows"
+    return f"{section.method}: {section.evaluations} evaluations{budget} within {', '.join(limits)}; by {by}"
 
 
 def _finetune(config: Config, folder: Path, known: dict[str, Any]) -> str:

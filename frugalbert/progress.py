@@ -34,6 +34,8 @@ def number(value: Any) -> str:
     """A figure in few characters: `12.7k`, `3.91`, `0.00021`."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return str(value)
+    if isinstance(value, int) and abs(value) >= 10**15:  # some are too large for a float
+        return f"{'-' * (value < 0)}10^{len(str(abs(value))) - 1}"
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"

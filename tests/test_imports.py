@@ -80,5 +80,13 @@ def test_quick_verbs_load_nothing_heavy(arguments: tuple[str, ...], tmp_path: Pa
     assert loaded(*command(*arguments), cwd=tmp_path) == set()
 
 
+def test_planning_a_search_counts_with_numpy_alone(tmp_path: Path):
+    text = "{name: a, corpus: {sources: [x]}, tokenizer: {}, space: {depth: [1, 2], hidden: 64, heads: 2, head_dim: 32"
+    (tmp_path / "a.yaml").write_text(
+        f"{text}, ffn: 64..256/64}}, shards: {{}}, supernet: {{budget: 1h}}, latency: {{}}}}"
+    )
+    assert loaded(*command("plan", "a.yaml"), cwd=tmp_path) == {"numpy"}
+
+
 def test_the_check_can_fail():
     assert loaded("import numpy") == {"numpy"}
