@@ -154,7 +154,7 @@ def test_recognised_by_its_first_bytes_in_any_layout(tmp_path, suffix):
         page("lost &amp; gone").replace("&amp;", "&nbsp;"),
         page("lost").replace("lost", "lo\0st"),
         page("lost").replace("lost", "lo<st"),
-        page("lost").replace("lost", "<a>" * 100),
+        page("lost").replace("lost", "<a>" * 100 + "</a>" * 100),
         page("lost")[:200],
     ],
 )
