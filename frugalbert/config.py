@@ -306,7 +306,8 @@ class Training(Section):
     batch_size: Count = 256
     """Global batch in sequences of the first row length; later phases keep the number of tokens."""
     optimizer: str = "adamw"
-    """`adamw`, `muon` (matrices; AdamW for the rest), `lamb`, `adam`, `sgd`, or `file.py:function` beside the YAML."""
+    """`adamw`, `muon` (matrices; AdamW for the rest), `lamb`, `adam`, `sgd`, `file.py:function` beside the YAML,
+    a name that an installed package registers (entry point `frugalbert.optimizers`), or ExtremeBERT's file (`.conf`)."""
     optimizer_options: dict[str, bool | int | float | str] = {}
     """Further settings of the optimizer, checked against its signature."""
     learning_rate: Positive = 1e-3
@@ -325,7 +326,8 @@ class Training(Section):
     """Share of the budget in which the learning rate rises linearly from 0."""
     curve: str = "linear"
     """After warm-up: `linear`, `cosine`, `wsd`, `constant`, `elastic_step` (ExtremeBERT), one of the other curves that
-    `frugalbert explain curves` lists, or `file.py:function`."""
+    `frugalbert explain curves` lists, `file.py:function`, a name that an installed package registers (entry point
+    `frugalbert.curves`), or ExtremeBERT's file (`.conf`)."""
     curve_options: dict[str, float | Annotated[tuple[float, ...], BeforeValidator(_tuple)]] = {}
     """Settings of the curve, e.g. `{cooldown: 0.4}` for `wsd`."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0

@@ -18,6 +18,7 @@ from typing import Any
 
 from frugalbert.config import Config
 from frugalbert.model.arch import PRESETS, Arch
+from frugalbert.plugins import installed, origin
 from frugalbert.progress import number
 
 VOCABULARY = 30522  # for the parameter counts of presets: BERT's
@@ -162,7 +163,7 @@ def explain(section: str | None = None) -> str:
     """
     found = list(all_keys())
     if section in ("arch", "curves"):
-        return _terminal_table(_presets() if section == "arch" else _curves())
+        return _terminal_table(_presets() if section == "arch" else _curves(registered=True))
     chosen = [key for key in found if section is None or key.path == section or key.path.startswith(f"{section}.")]
     if not chosen and section is not None:
         known = [*(key.path for key in found), "arch", "curves"]
@@ -254,7 +255,7 @@ def _presets() -> Table:
     return Table(text, ("preset", "parameters", "line"), rows)
 
 
-def _curves() -> Table:
+def _curves(*, registered: bool = False) -> Table:
     from frugalbert.train.curves import CURVES
 
     text = (
@@ -269,6 +270,8 @@ def _curves() -> Table:
         )
         first = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
         rows.append((name, options or "none", first))
+    points = [point for found in installed("curve").values() for point in found] if registered else []
+    rows += [(point.name, "its own", f"Registered by {origin(point)}.") for point in points]
     return Table(text, ("curve", "options", "factor"), rows)
 
 

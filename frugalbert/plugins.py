@@ -1,7 +1,10 @@
-"""A user's own function: `file.py:function` beside the YAML in, the function and the hash of its file out.
+"""A user's own function: `file.py:function` beside the YAML, or a name that an installed package registers, in; the
+function, and what it adds to a stage's identity, out.
 
-This is the only way in which a YAML names code: the file lies at or below the YAML's folder, the function is one plain
-name, and the settings must fit its signature. The file's hash belongs to the stage's fingerprint. No torch here.
+These are the only ways in which a YAML names code. A file lies at or below the YAML's folder, its function is one plain
+name, and its hash belongs to the stage's fingerprint. A package registers entry points in the groups
+`frugalbert.optimizers` and `frugalbert.curves`; its name and version belong to the fingerprint. Settings must fit the
+signature. No torch here.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import importlib.util
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,11 @@ NAMED: dict[Any, type] = {kind.__name__: kind for kind in (bool, int, float, str
 def is_plugin(text: str) -> bool:
     """Whether a setting names a file rather than something built in."""
     return ".py:" in text
+
+
+def is_ini(text: str) -> bool:
+    """Whether a setting names a file of settings (`train/ini.py`)."""
+    return text.endswith((".ini", ".conf", ".cfg"))
 
 
 def plugin_path(spec: str, folder: Path) -> tuple[Path, str]:
@@ -65,6 +74,58 @@ def load_plugin(spec: str, folder: Path) -> Callable[..., Any]:
         ]
         raise ValueError(f"{path} has no function {name}; it has {', '.join(names) or 'none'}")
     return function
+
+
+def installed(kind: str) -> dict[str, list[EntryPoint]]:
+    """What installed packages register as `kind` (`optimizer` or `curve`), by name; nothing is imported."""
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=f"frugalbert.{kind}s"):
+        found.setdefault(point.name, []).append(point)
+    return dict(sorted(found.items()))
+
+
+def origin(point: EntryPoint) -> str:
+    """`PACKAGE VERSION (module:function)` of a registered function."""
+    return f"{point.dist.name} {point.dist.version} ({point.value})" if point.dist else point.value
+
+
+def find(kind: str, name: str, builtin: Mapping[str, Callable[..., Any]], folder: Path) -> Callable[..., Any]:
+    """The function called `name`: built in, `file.py:function` below `folder`, or registered. Raises ValueError."""
+    if name in builtin:
+        return builtin[name]
+    if is_plugin(name):
+        return load_plugin(name, folder)
+    there = installed(kind)
+    if name not in there:
+        known = [*builtin, *there]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"write one of {', '.join(known)}, or file.py:function"
+        raise ValueError(f"pretrain.{kind}: there is no {kind} {name!r}; {hint}")
+    point = there[name][0]
+    if len(there[name]) > 1:
+        both = " and ".join(map(origin, there[name]))
+        raise ValueError(f"pretrain.{kind}: {name} is registered by {both}; uninstall one of them")
+    try:
+        function = point.load()
+    except Exception as error:  # the package's code may raise anything
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"pretrain.{kind}: {name} of {origin(point)} cannot be imported: {why}") from error
+    if not callable(function):
+        raise ValueError(f"pretrain.{kind}: {name} of {origin(point)} is no function")
+    return function
+
+
+def outside(optimizer: str, curve: str) -> list[str]:
+    """What the settings depend on besides the YAML: their files, and registered functions by package and version."""
+    found = []
+    for kind, name in (("optimizer", optimizer), ("curve", curve)):
+        if is_plugin(name):
+            found.append(name.rsplit(":", 1)[0])
+        elif is_ini(name):
+            found.append(name)
+        else:
+            found += [f"{kind} {name}: {origin(point)}" for point in installed(kind).get(name, ())]
+    return found
 
 
 def check_settings(

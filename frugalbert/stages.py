@@ -24,6 +24,7 @@ import yaml
 
 from frugalbert import run as files
 from frugalbert.config import FROM_SEARCH, Config, Finetune, Pretrain, Section, Supernet, Task
+from frugalbert.plugins import outside
 from frugalbert.progress import duration, number
 
 PART = "stage.part.json"
@@ -48,13 +49,13 @@ def _corpus_paths(section: Any) -> list[str]:
 
 
 def _pretrain_paths(section: Pretrain) -> list[str]:
-    plugins = [spec.rsplit(":", 1)[0] for spec in (section.optimizer, section.curve) if ".py:" in spec]
+    plugins = outside(section.optimizer, section.curve)
     arch = [section.arch] if section.arch.endswith(".json") else []
     return [*plugins, *arch, *([section.start] if section.start not in (None, FROM_SEARCH) else [])]
 
 
 def _supernet_paths(section: Supernet) -> list[str]:
-    plugins = [spec.rsplit(":", 1)[0] for spec in (section.optimizer, section.curve) if ".py:" in spec]
+    plugins = outside(section.optimizer, section.curve)
     return [*plugins, *filter(None, [section.start, section.teacher])]
 
 

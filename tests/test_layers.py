@@ -22,7 +22,7 @@ ALLOWED = {
         "space", "train",
     },
     "plan": {"budget", "config", "model.arch", "model.cost", "progress", "run", "space", "stages", "yamlfile"},
-    "explain": {"budget", "config", "model.arch", "model.cost", "progress", "train.curves"},
+    "explain": {"budget", "config", "model.arch", "model.cost", "plugins", "progress", "train.curves"},
     "report": {"progress", "run"},
     "finetune": {"budget", "config", "data", "dist", "fanout", "model", "progress", "run", "train"},
     "measure": {"budget", "config", "data", "dist", "fanout", "model", "progress", "run", "space", "train"},

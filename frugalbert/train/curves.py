@@ -7,7 +7,6 @@ call order, and across restarts. Points and steps in the settings are shares of 
 
 from __future__ import annotations
 
-import difflib
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
@@ -15,7 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from frugalbert.plugins import check_settings, is_plugin, load_plugin
+from frugalbert.plugins import check_settings, find, is_ini
+from frugalbert.train.ini import CURVES as THEIRS
+from frugalbert.train.ini import curve_settings, did_you_mean
 
 Curve = Callable[[float], float]
 Points = tuple[float, ...]
@@ -153,28 +154,36 @@ def _ending_at(minimum: float, factor: Curve) -> Curve:
 # ---- from the YAML ---------------------------------------------------------------------------------------------------
 
 
-def curve(name: str, options: Mapping[str, Any] | None = None, folder: Path = Path()) -> Curve:
-    """The curve called `name`, or a user's `file.py:function(x, …)` below `folder`. Raises ValueError.
+Scale = tuple[float | None, float]
+"""(steps after warm-up if the budget counts them, peak rate): what the units of ExtremeBERT's files are relative to."""
+
+
+def curve(
+    name: str, options: Mapping[str, Any] | None = None, folder: Path = Path(), scale: Scale = (None, 1.0)
+) -> Curve:
+    """The curve called `name` (built in, registered, or ExtremeBERT's settings file below `folder`), or a user's
+    `file.py:function(x, …)` below `folder`. Raises ValueError.
 
     Two settings go with every curve: `activation_point` A, before which it stays at its start, and `restarting_points`,
     from each of which it begins anew.
     """
-    settings = dict(options or {})
+    settings, where = dict(options or {}), "pretrain.curve_options"
+    if is_ini(name):
+        where, (name, found) = name, curve_settings(name, folder, *scale)
+        settings = found | settings
+        if name not in CURVES:
+            raise ValueError(f"{where}: there is no curve {name!r}; {did_you_mean(name, [*THEIRS, *CURVES])}")
     late = float(settings.pop("activation_point", 0.0))
     restarts = _points(settings.pop("restarting_points", ()))
     for key in settings.keys() & {"points", "factors", "a", "b"}:
         settings[key] = _points(settings[key])
-    if is_plugin(name):
-        function = load_plugin(name, folder)
-        check_settings(function, settings, "pretrain.curve_options", given=("x",))
-        shape: Curve = partial(function, **settings)
-    elif name in CURVES:
-        check_settings(CURVES[name], settings, "pretrain.curve_options")
-        shape = CURVES[name](**settings)
+    function = find("curve", name, CURVES, folder)
+    if name in CURVES:
+        check_settings(function, settings, where)
+        shape: Curve = function(**settings)
     else:
-        close = difflib.get_close_matches(name, CURVES, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"write one of {', '.join(CURVES)}, or file.py:function"
-        raise ValueError(f"pretrain.curve: there is no curve {name!r}; {hint}")
+        check_settings(function, settings, where, given=("x",))
+        shape = partial(function, **settings)
     if not late and not restarts:
         return shape
 

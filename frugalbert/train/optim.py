@@ -7,11 +7,10 @@ for very large batches. A user's own comes from `file.py:function`.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw as adamw_update
 
 from frugalbert import dist
-from frugalbert.plugins import check_settings, is_plugin, load_plugin
+from frugalbert.plugins import check_settings, find, is_ini
 from frugalbert.train.curves import CURVES, curve, rate
+from frugalbert.train.ini import did_you_mean, read_ini
 
 __all__ = ["CURVES", "Lamb", "Muon", "OptimizerSettings", "curve", "make_optimizer", "parameter_groups", "rate"]
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
@@ -93,11 +93,11 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings, folder: Path =
 
     Every group has `lr` = `peak` to begin with; `set_rates` multiplies.
     """
+    settings = check_optimizer(settings, folder)
     groups = parameter_groups(model, settings.weight_decay)
-    if is_plugin(settings.name):
+    if settings.name not in OPTIMIZERS:
         optimizer = _users_own(groups, settings, folder)
     else:
-        check_optimizer(settings, folder)
         if settings.name == "muon":
             groups = _split_matrices(model, groups, settings.muon_learning_rate)
         optimizer = OPTIMIZERS[settings.name](groups, settings, **settings.options)
@@ -106,18 +106,29 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings, folder: Path =
     return optimizer
 
 
-def check_optimizer(settings: OptimizerSettings, folder: Path = Path()) -> None:
-    """Raises ValueError if there is no such optimizer or it does not take the options."""
-    if is_plugin(settings.name):
-        function = load_plugin(settings.name, folder)
-        check_settings(function, settings.options, "pretrain.optimizer_options", _filled(function))
-    elif settings.name not in OPTIMIZERS:
-        close = difflib.get_close_matches(settings.name, OPTIMIZERS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"write one of {', '.join(OPTIMIZERS)}, or file.py:function"
-        raise ValueError(f"pretrain.optimizer: there is no optimizer {settings.name!r}; {hint}")
-    else:
-        given = ("groups", "settings")
-        check_settings(OPTIMIZERS[settings.name], settings.options, "pretrain.optimizer_options", given)
+def check_optimizer(settings: OptimizerSettings, folder: Path = Path()) -> OptimizerSettings:
+    """The settings, those of a settings file filled in. Raises ValueError if the optimizer or an option is unknown."""
+    settings, where = _from_ini(settings, folder)
+    function = find("optimizer", settings.name, OPTIMIZERS, folder)
+    given = ("groups", "settings") if settings.name in OPTIMIZERS else _filled(function)
+    check_settings(function, settings.options, where, given)
+    return settings
+
+
+def _from_ini(settings: OptimizerSettings, folder: Path) -> tuple[OptimizerSettings, str]:
+    """(settings, where their options stand): those of ExtremeBERT's file if the name is that of one."""
+    if not is_ini(settings.name):
+        return settings, "pretrain.optimizer_options"
+    name, found = read_ini(settings.name, folder)
+    if name not in OPTIMIZERS:
+        raise ValueError(f"{settings.name}: there is no optimizer {name!r}; {did_you_mean(name, OPTIMIZERS)}")
+    betas = settings.betas
+    if name == "sgd" and "momentum" in found:
+        momentum = found.pop("momentum")
+        if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0.0 <= momentum <= 1.0:
+            raise ValueError(f"{settings.name}: momentum is {momentum!r}; write a number from 0 to 1")
+        betas = (float(momentum), betas[1])
+    return replace(settings, name=name, betas=betas, options=found | settings.options), settings.name
 
 
 def _filled(function: Callable[..., Any]) -> list[str]:
@@ -127,8 +138,7 @@ def _filled(function: Callable[..., Any]) -> list[str]:
 
 
 def _users_own(groups: list[dict[str, Any]], settings: OptimizerSettings, folder: Path) -> torch.optim.Optimizer:
-    check_optimizer(settings, folder)
-    function = load_plugin(settings.name, folder)
+    function = find("optimizer", settings.name, OPTIMIZERS, folder)
     filled = {name: getattr(settings, name) for name in _filled(function)[1:]}
     optimizer = function([{**group, "lr": settings.learning_rate} for group in groups], **filled | settings.options)
     if not isinstance(optimizer, torch.optim.Optimizer):

@@ -153,7 +153,7 @@ def keys_of(section: Training) -> Iterator[None]:
 
 def check(section: Training, machine: Machine, folder: Path) -> None:
     """Refuse in the first second what could only fail later. Raises ValueError, FileNotFoundError."""
-    curve(section.curve, section.curve_options, folder)
+    curve(section.curve, section.curve_options, folder, curve_scale(section))
     check_optimizer(optimizer_settings(section), folder)
     if machine.strategy == "fsdp" and section.precision == "fp16":
         raise ValueError("machine.strategy fsdp does not go with pretrain.precision fp16; write bf16 or fp32")
@@ -179,8 +179,14 @@ def optimizer_settings(section: Training) -> OptimizerSettings:
     )
 
 
+def curve_scale(section: Training) -> tuple[float | None, float]:
+    """(steps after warm-up if the budget counts steps, peak rate)."""
+    steps = section.budget.amount * (1.0 - section.warmup) if section.budget.kind == "steps" else None
+    return steps, section.learning_rate
+
+
 def make_recipe(section: Training, folder: Path) -> Recipe:
-    shape = curve(section.curve, section.curve_options, folder)
+    shape = curve(section.curve, section.curve_options, folder, curve_scale(section))
     power = 2.0 if section.curve == "exp" else 1.0  # 24hBERT's exponential schedule warms up quadratically
     return Recipe(
         budget=section.budget,
