@@ -1,4 +1,4 @@
-"""Schedule length against training length (24hBERT, arXiv 2104.07705, section 4.4): same steps, schedules x1, x3, x9.
+"""Schedule length against training length (24hBERT, arXiv 2104.07705): same steps, schedules x1, x3, x9.
 
 The same small model sees the same number of steps in every arm; the learning-rate schedule (linear decay after warm-up)
 is made for one, three or nine times as many and cut off (`pretrain.stop_at` 1, 1/3, 1/9 of a budget scaled by 1, 3, 9).

@@ -307,7 +307,7 @@ class Training(Section):
     """Global batch in sequences of the first row length; later phases keep the number of tokens."""
     optimizer: str = "adamw"
     """`adamw`, `muon` (matrices; AdamW for the rest), `lamb`, `adam`, `sgd`, `file.py:function` beside the YAML,
-    a name that an installed package registers (entry point `frugalbert.optimizers`), or ExtremeBERT's file (`.conf`)."""
+    a name that installed packages register (entry point `frugalbert.optimizers`), or ExtremeBERT's file (`.conf`)."""
     optimizer_options: dict[str, bool | int | float | str] = {}
     """Further settings of the optimizer, checked against its signature."""
     learning_rate: Positive = 1e-3
