@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from frugalbert import run as files
-from frugalbert.config import FROM_SEARCH, Config, Finetune, Pretrain, Section, Supernet, Task
+from frugalbert.config import FROM_SEARCH, Config, Finetune, Pretrain, Search, Section, Supernet, Task
 from frugalbert.plugins import outside
 from frugalbert.progress import duration, number
 
@@ -64,6 +64,10 @@ def _finetune_paths(section: Finetune) -> list[str]:
     return [*custom, *filter(None, [section.data, section.model])]
 
 
+def _search_paths(section: Search) -> list[str]:
+    return _finetune_paths(section.finetune) if section.finetune else []
+
+
 STAGES = (
     Stage("corpus", (), "frugalbert.data.corpus:build", _corpus_paths),
     Stage("tokenizer", ("corpus",), "frugalbert.data.tokenizer:build", lambda section: [section.path or ""]),
@@ -73,15 +77,15 @@ STAGES = (
           all_ranks=True, precious=True),
     Stage("latency", ("space", "tokenizer"), "frugalbert.measure.table:build", precious=True),
     Stage("search", ("space", "supernet", "latency", "shards", "tokenizer"), "frugalbert.selection:search",
-          precious=True),
+          _search_paths, precious=True),
     Stage("pretrain", ("shards", "tokenizer", "search"), "frugalbert.train.pretrain:build", _pretrain_paths,
           all_ranks=True, precious=True),
     Stage("finetune", ("pretrain", "tokenizer", "corpus"), "frugalbert.finetune.runner:build", _finetune_paths,
           precious=True),
     Stage("export", ("pretrain", "tokenizer", "shards", "corpus", "finetune"), "frugalbert.measure.export:build"),
     Stage("bench", ("export", "tokenizer"), "frugalbert.measure.latency:build"),
-    Stage("report", ("corpus", "tokenizer", "shards", "pretrain", "finetune", "export", "bench"),
-          "frugalbert.report.page:build", derived=True),
+    Stage("report", ("corpus", "tokenizer", "shards", "space", "supernet", "latency", "search", "pretrain", "finetune",
+                     "export", "bench"), "frugalbert.report.page:build", derived=True),
 )  # fmt: skip
 NAMES = tuple(stage.name for stage in STAGES)
 

@@ -18,13 +18,36 @@ from typing import Any
 from frugalbert.report.wording import clean, cleaned, figure
 from frugalbert.run import RECORD
 
-STAGES = ("corpus", "tokenizer", "shards", "pretrain", "finetune", "export", "bench")
+SELECTION = ("space", "supernet", "latency", "search")
+STAGES = ("corpus", "tokenizer", "shards", *SELECTION, "pretrain", "finetune", "export", "bench")
 PART = "stage.part.json"
 MOST_RECORDS = 20_000
 MOST_EXAMPLES = 8
 LARGEST_TOKENIZER = 50_000_000
 JOURNAL_CHECK = re.compile(rb"[0-9a-f]{8} (?=\{)")
 SAMPLE = "Returns the number of tokens in a batch, or raises ValueError if the input is empty."
+
+
+@dataclass
+class Training:
+    """Records, events and summary of a training."""
+
+    train: list[dict[str, Any]] = field(default_factory=list)
+    validation: list[dict[str, Any]] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Selection:
+    """How the architecture was found. `candidates`: those of a search that is not finished have scores alone."""
+
+    space: dict[str, Any] = field(default_factory=dict)
+    supernet: Training = field(default_factory=Training)
+    predictor: dict[str, Any] = field(default_factory=dict)
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+    front: list[dict[str, Any]] = field(default_factory=list)
+    search: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -42,6 +65,7 @@ class Collected:
     vocabulary: int | None = None
     pieces: list[str] = field(default_factory=list)
     shards: dict[str, Any] = field(default_factory=dict)
+    selection: Selection = field(default_factory=Selection)
     train: list[dict[str, Any]] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
@@ -65,7 +89,8 @@ def collect(run: Path) -> Collected:
     found.dropped = list(itertools.islice(_lines(run / "corpus" / "dropped.jsonl", found), MOST_EXAMPLES))
     _read_tokenizer(run / "tokenizer", found)
     found.shards = _mapping(run / "shards" / "index.json", found)
-    _read_metrics(run / "pretrain" / "metrics.jsonl", found)
+    _read_selection(run, found)
+    _read_metrics(run / "pretrain" / "metrics.jsonl", found, found)
     found.summary = _mapping(run / "pretrain" / "summary.json", found)
     found.results = _rows(run / "finetune" / "results.json", found)
     found.trials = sum(1 for _ in run.glob("finetune/*/*/result.json"))
@@ -116,16 +141,31 @@ def _read_tokenizer(folder: Path, found: Collected) -> None:
         found.problems.append(f"tokenizer/tokenizer.json cannot be read ({clean(str(error))[:200]})")
 
 
-def _read_metrics(path: Path, found: Collected) -> None:
+def _read_selection(run: Path, found: Collected) -> None:
+    selection = found.selection
+    selection.space = _mapping(run / "space" / "space.json", found)
+    _read_metrics(run / "supernet" / "metrics.jsonl", found, selection.supernet)
+    selection.supernet.summary = _mapping(run / "supernet" / "summary.json", found)
+    selection.predictor = _mapping(run / "latency" / "predictor.json", found)
+    scored = run / "search" / "candidates.jsonl"
+    if not scored.exists():
+        scored = run / "search" / "journal.jsonl"
+    rows = itertools.islice(_lines(scored, found), MOST_RECORDS)
+    selection.candidates = [row for row in rows if "arch" in row]
+    selection.front = _rows(run / "search" / "pareto.json", found)
+    selection.search = _mapping(run / "search" / "search.json", found)
+
+
+def _read_metrics(path: Path, found: Collected, into: Collected | Training) -> None:
     """Events, training and validation records; steps repeated after a restart replace the earlier ones."""
     for record in _lines(path, found):
         step = figure(record.get("step"))
         if step is None:
             continue
         if "event" in record:
-            found.events.append(f"Step {step:,.0f}: {record['event']}.")
+            into.events.append(f"Step {step:,.0f}: {record['event']}.")
             continue
-        records = found.validation if "validation_loss" in record else found.train
+        records = into.validation if "validation_loss" in record else into.train
         while records and records[-1]["step"] >= step:
             records.pop()
         records.append(record)

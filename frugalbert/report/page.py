@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from frugalbert.report import plots, tables
-from frugalbert.report.collect import SAMPLE, STAGES, Collected, collect
+from frugalbert.report import planes, plots, selection, tables
+from frugalbert.report.collect import SAMPLE, SELECTION, STAGES, Collected, collect
 from frugalbert.report.plots import Curve, Dots, Plot
 from frugalbert.report.verdicts import (
     INITS,
@@ -83,11 +83,12 @@ def render(run: Path, title: str | None = None) -> str:
 def _figures(found: Collected) -> tuple[dict[str, Plot], str]:
     """Every figure there is data for, by name, and the rules for their classes."""
     drawn: dict[str, Plot | None] = {
+        **planes.figures(found),
         "over_tokens": _loss(found, "tokens"),
         "over_time": _loss(found, "seconds"),
         "throughput": _throughput(found),
         "costs": _bar(tables.costs(found), "Pre-training time by activity"),
-        "stages": _bar(tables.stage_seconds(found), "Time of the whole run by stage"),
+        "stages": _bar(tables.stage_seconds(found, len(plots.SERIES)), "Time of the whole run by stage"),
         "dots": _dots(found),
     }
     drawn |= {f"latency{index}": plot for index, plot in enumerate(_latencies(found))}
@@ -184,12 +185,13 @@ def _latencies(found: Collected) -> list[Plot]:
 def _context(found: Collected) -> dict[str, Any]:
     """Everything the template shows besides the figures; it escapes every text."""
     environment, mixed = tables.environment(found)
-    costs, stage_seconds = tables.costs(found), tables.stage_seconds(found)
+    costs, stage_seconds = tables.costs(found), tables.stage_seconds(found, len(plots.SERIES))
     return {
         "found": found,
         "lead": _lead(found),
         "tiles": _tiles(found),
-        "verdicts": verdicts(found),
+        "verdicts": [*selection.verdicts(found), *verdicts(found)],
+        "selection": selection.context(found),
         "missing": _missing(found),
         "problems": found.problems[:20],
         "drifts": tables.drifts(found),
@@ -280,13 +282,14 @@ def _score_tile(found: Collected) -> list[tuple[str, str, str]]:
 def _missing(found: Collected) -> list[str]:
     """One sentence per stage that should be there and is not done."""
     lines = []
-    for name in found.wanted or STAGES:
+    for name in found.wanted or [stage for stage in STAGES if stage not in SELECTION]:
         if name in found.stages:
             continue
         begun = name in found.unfinished
         more = f" ({found.trials} trials so far)" if name == "finetune" and found.trials else ""
-        if name == "pretrain" and begun and found.train:
-            more = f" ({percent(found.train[-1].get('progress'), 0)} of the budget so far)"
+        records = {"pretrain": found.train, "supernet": found.selection.supernet.train}.get(name, [])
+        if begun and records:
+            more = f" ({percent(records[-1].get('progress'), 0)} of the budget so far)"
         lines.append(f"{tables.title(name)} has {'not finished' if begun else 'not run'}{more}.")
     return lines
 

@@ -64,10 +64,37 @@ class Curve:
     y: Sequence[float]
 
 
+@dataclass(frozen=True)
+class Points:
+    """One group of a scatter plot. `style` is `dot`, `cross`, `ring`, `line` (with dots) or `steps`."""
+
+    label: str
+    colour: str
+    x: Sequence[float]
+    y: Sequence[float]
+    style: str = "dot"
+
+
+STYLES: dict[str, dict[str, Any]] = {
+    "dot": {"marker": "o", "linestyle": "", "markersize": 5, "alpha": 0.6, "markeredgewidth": 0},
+    "cross": {"marker": "x", "linestyle": "", "markersize": 6, "markeredgewidth": 1.6},
+    "ring": {"marker": "o", "linestyle": "", "markersize": 12, "fillstyle": "none", "markeredgewidth": 1.8},
+    "line": {"marker": "o", "markersize": 3.2, "linewidth": 1.4},
+    "steps": {"drawstyle": "steps-post", "linewidth": 1.8},
+}
+
+
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 
-def curves(loss: Sequence[Curve], levels: dict[str, float], below: dict[str, Curve], axis: str, alt: str) -> Plot:
+def curves(
+    loss: Sequence[Curve],
+    levels: dict[str, float],
+    below: dict[str, Curve],
+    axis: str,
+    alt: str,
+    title: str = "Loss (nats per masked token)",
+) -> Plot:
     """Loss over `axis` (`tokens` or `seconds`) with horizontal `levels`; one small panel per entry of `below`."""
     longest = max((x for curve in loss for x in curve.x), default=1.0)
     size, unit = _unit(axis, longest)
@@ -86,7 +113,7 @@ def curves(loss: Sequence[Curve], levels: dict[str, float], below: dict[str, Cur
                          textcoords="offset points", ha="right", va="bottom", color=COLOURS["muted"],
                          fontsize=10.5)  # fmt: skip
         _window(top, loss, list(levels.values()))
-        _title(top, "Loss (nats per masked token)")
+        _title(top, title)
         top.legend(loc="lower right", bbox_to_anchor=(1.0, 1.01), ncols=2, borderpad=0, columnspacing=1.2)
         for panel, (title, curve) in zip(panels[1:], below.items(), strict=True):
             _line(panel, curve, size)
@@ -97,6 +124,33 @@ def curves(loss: Sequence[Curve], levels: dict[str, float], below: dict[str, Cur
             _title(panel, title)
         panels[-1].set_xlim(left=0)
         panels[-1].set_xlabel(unit, loc="right")
+        return _plot(figure, alt)
+
+
+def scatter(
+    groups: Sequence[Points], titles: tuple[str, str], levels: dict[str, float], alt: str, *, diagonal: bool = False
+) -> Plot:
+    """`titles` of the vertical and the horizontal axis; `levels` are vertical lines; the diagonal is x = y."""
+    with _drawing():
+        figure = _figure(290 + 16 * -(-len(groups) // 3))
+        axes = figure.subplots()
+        if diagonal:
+            ends = [value for group in groups for value in (*group.x, *group.y)]
+            axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color=COLOURS["muted"], linewidth=1,
+                      linestyle=(0, (4, 3)))  # fmt: skip
+        for order, group in enumerate(groups):
+            axes.plot(group.x, group.y, color=COLOURS[group.colour], label=group.label, zorder=3 + order,
+                      **STYLES[group.style])  # fmt: skip
+        for label, value in levels.items():
+            axes.axvline(value, color=COLOURS["red"], linewidth=1.2, linestyle=(0, (4, 3)))
+            axes.annotate(label, (value, 1), (-4, -3), xycoords=("data", "axes fraction"), textcoords="offset points",
+                          ha="right", va="top", rotation=90, color=COLOURS["red"], fontsize=10.5)  # fmt: skip
+        axes.margins(0.05)
+        axes.xaxis.set_major_formatter(lambda value, _: tick(value))
+        axes.yaxis.set_major_formatter(lambda value, _: tick(value))
+        _title(axes, titles[0])
+        axes.set_xlabel(titles[1], loc="right")
+        figure.legend(loc="outside lower left", ncols=3, columnspacing=1.2, handletextpad=0.6)
         return _plot(figure, alt)
 
 

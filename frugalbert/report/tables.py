@@ -48,7 +48,8 @@ COSTS = {
     "compile": "compiling", "setup": "setting up",
 }  # fmt: skip
 TITLES = {
-    "corpus": "Corpus", "tokenizer": "Tokenizer", "shards": "Shards", "pretrain": "Pre-training",
+    "corpus": "Corpus", "tokenizer": "Tokenizer", "shards": "Shards", "space": "Space",
+    "supernet": "Super-network", "latency": "Latency table", "search": "Search", "pretrain": "Pre-training",
     "finetune": "Fine-tuning", "export": "Export", "bench": "Latency",
 }  # fmt: skip
 
@@ -120,9 +121,15 @@ def costs(found: Collected) -> list[tuple[str, float]]:
     return [(name, seconds) for name, seconds in parts if seconds > 0]
 
 
-def stage_seconds(found: Collected) -> list[tuple[str, float]]:
+def stage_seconds(found: Collected, most: int) -> list[tuple[str, float]]:
+    """(stage, seconds) of at most `most` parts: the shortest stages are summed up."""
     parts = [(title(name), at(record, "seconds") or 0.0) for name, record in found.stages.items()]
-    return [(name, seconds) for name, seconds in parts if seconds > 0]
+    parts = [(name, seconds) for name, seconds in parts if seconds > 0]
+    if len(parts) <= most:
+        return parts
+    longest = sorted(parts, key=lambda part: -part[1])[: most - 1]
+    rest = [seconds for part in parts if part not in longest for seconds in part[1:]]
+    return [*(part for part in parts if part in longest), (f"{len(rest)} others", sum(rest))]
 
 
 def shares(name: str, parts: Sequence[tuple[str, float]], colours: int) -> Table:
