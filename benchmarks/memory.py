@@ -39,6 +39,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--files", nargs="+", default=[str(path) for path in sorted(data.glob("enwiki*.xz"))])
     parser.add_argument("--megabytes", type=int, nargs=2, default=(100, 400), help="sizes of the two corpora")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="the first ones are enough")
     parser.add_argument("--dedup", choices=("exact", "near", "none"), default="exact")
     parser.add_argument("--vocab-size", type=int, default=30522)
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "memory.json"))
@@ -156,12 +157,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             entry: dict[str, Any] = {"text_mb": write_text(options.files, folder, megabytes) / 1e6}
-            for stage in STAGES:
+            for stage in options.stages:
                 entry[stage] = measure(options, folder, stage)
             peaks[str(megabytes)] = entry
     small, large = (peaks[str(megabytes)] for megabytes in options.megabytes)
     kinds = ("tree_mb", "process_mb")
-    ratios = {stage: {kind: large[stage][kind] / small[stage][kind] for kind in kinds} for stage in STAGES}
+    ratios = {stage: {kind: large[stage][kind] / small[stage][kind] for kind in kinds} for stage in options.stages}
     result = {
         "what": "peak resident memory of each stage by the size of the corpus, MB; ratio large to small",
         "workers": options.workers,
@@ -174,7 +175,7 @@ def main() -> None:
     Path(options.out).parent.mkdir(exist_ok=True)
     Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
     print(f"{'stage':<10} {'kind':<11} " + " ".join(f"{f'{size} MB':>9}" for size in options.megabytes) + "  ratio")
-    for stage in STAGES:
+    for stage in options.stages:
         for kind in kinds:
             figures = " ".join(f"{entry[stage][kind]:>9.0f}" for entry in (small, large))
             print(f"{stage:<10} {kind.removesuffix('_mb'):<11} {figures}  {ratios[stage][kind]:.2f}")
