@@ -324,10 +324,10 @@ def run_file(path: str | Path, *settings: str, directory: str | Path | None = No
 
 SMALL: dict[str, dict[str, Any]] = {
     "tokenizer": {"vocab_size": 1024, "max_characters": 2_000_000},
-    "supernet": {"budget": "20steps", "batch_size": 8, "early_stop": None},
+    "supernet": {"budget": "20steps", "batch_size": 8, "early_stop": None, "validation": {"rows": 32}},
     "latency": {"architectures": 12},
     "search": {"evaluations": 8, "rows": 32, "budget": None},
-    "pretrain": {"budget": "20steps", "batch_size": 8, "early_stop": None},
+    "pretrain": {"budget": "20steps", "batch_size": 8, "early_stop": None, "validation": {"rows": 32}},
     "finetune": {"seeds": [0], "epochs": 1.0, "max_train_examples": 64},
     "bench": {"repeats": 3},
 }

@@ -162,6 +162,7 @@ def test_an_unwritable_place_is_one_sentence(world):
 def test_the_rehearsal_is_the_same_pipeline_at_toy_size():
     config = stages.rehearsal(validate(parse(TEXT, "t.yaml"), ["pretrain.budget=24h"], "t.yaml"))
     assert str(config.pretrain.budget) == "20steps"
+    assert config.pretrain.validation.rows == 32
     assert config.corpus.sources[0].max_documents == 2000
     assert config.finetune.seeds == (0,)
     assert config.report is not None
