@@ -513,11 +513,12 @@ class Search(Section):
     """Also stop after this time, such as `1h`."""
     quality: Literal["loss", "distillation", "finetune"] = "loss"
     """What a candidate is judged by: the inherited weights' held-out masked-LM loss, their distillation loss (with
-    `supernet.teacher`), or a short fine-tuning on `tasks` (AutoTinyBERT)."""
+    `supernet.teacher`), or a fine-tuning of the slice (AutoTinyBERT): 1 minus its tasks' mean headline metric. Report
+    on other data than those tasks' dev sets then."""
     rows: Count = 256
     """Held-out rows per candidate for `loss` and `distillation`."""
-    tasks: Texts = ()
-    """Tasks for `finetune`."""
+    finetune: Finetune | None = None
+    """Tasks and recipe for `quality: finetune`, with the keys of the section `finetune`; never a random baseline."""
     population: Annotated[int, Field(ge=4)] = 32
     """Candidates per generation of `evolution` and `pareto`."""
     crossover: Share = 0.4
@@ -531,8 +532,10 @@ class Search(Section):
             raise ValueError("limit is empty; write for example {latency_ms: 8}")
         if self.budget is not None and self.budget.kind != "seconds":
             raise ValueError("budget must be a time such as 1h; evaluations counts candidates")
-        if (self.quality == "finetune") != bool(self.tasks):
-            raise ValueError("tasks and quality: finetune belong together; give both or neither")
+        if (self.quality == "finetune") != (self.finetune is not None):
+            raise ValueError("quality: finetune and finetune: {tasks: […]} belong together; write both or neither")
+        if self.finetune is not None and self.finetune.model is not None:
+            raise ValueError("finetune.model has no place here: slices of the super-network are fine-tuned; remove it")
         return self
 
 
@@ -622,6 +625,9 @@ class Finetune(Section):
     """One run per seed; tables show mean, standard deviation and interval."""
     random_baseline: bool = True
     """Also fine-tune the same architecture from random weights, same recipe and seeds."""
+
+
+Search.model_rebuild()  # it holds a Finetune
 
 
 class Export(Section):
@@ -724,6 +730,14 @@ class Config(Section):
             raise ValueError("pretrain.arch: from search needs the section search; add it or name an architecture")
         if self.search and self.latency is None and (self.search.limit.latency_ms or self.search.limit.speedup):
             raise ValueError("search.limit speaks of latency, which the section latency measures; add latency: {}")
+        if self.search and self.supernet and self.search.quality != "finetune":
+            wanted = "distillation" if self.supernet.teacher else "loss"
+            if self.search.quality != wanted:
+                having = "with" if self.supernet.teacher else "without"
+                raise ValueError(
+                    f"search.quality {self.search.quality} does not go with a super-network that is trained {having} a "
+                    f"teacher; write {wanted}"
+                )
         for section in ("export", "bench"):
             if getattr(self, section) is not None and self.pretrain is None:
                 raise ValueError(

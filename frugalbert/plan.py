@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frugalbert.budget import Budget
-from frugalbert.config import FROM_SEARCH, Config, Supernet, Training
+from frugalbert.config import FROM_SEARCH, Config, Finetune, Supernet, Training
 from frugalbert.progress import duration, number
 from frugalbert.stages import Status, examine
 
@@ -263,18 +263,23 @@ def _search(config: Config, folder: Path, known: dict[str, Any]) -> str:
             least = "at least" if name == "speedup" else "at most"
             limits.append(f"{name.replace('_', ' ')} {' to '.join(ends) if len(ends) > 1 else f'{least} {ends[0]}'}")
     budget = f" or {section.budget}" if section.budget else ""
-    by = f"{', '.join(section.tasks)} fine-tuned" if section.tasks else f"{section.quality} on {section.rows} rows"
+    by = f"{section.quality} on {section.rows} rows"
+    if section.finetune is not None:
+        by = f"{_names(section.finetune)} fine-tuned"
     return f"{section.method}: {section.evaluations} evaluations{budget} within {', '.join(limits)}; by {by}"
 
 
 def _finetune(config: Config, folder: Path, known: dict[str, Any]) -> str:
     section = config.finetune
     assert section is not None
-    tasks = [task if isinstance(task, str) else task.name for task in section.tasks]
     seeds = f"{len(section.seeds)} seed{'s' if len(section.seeds) > 1 else ''}"
     runs = len(section.seeds) * (2 if section.random_baseline else 1)
     baseline = ", also from random weights" if section.random_baseline else ""
-    return f"{', '.join(tasks)}: {runs} runs each ({seeds}{baseline})"
+    return f"{_names(section)}: {runs} runs each ({seeds}{baseline})"
+
+
+def _names(section: Finetune) -> str:
+    return ", ".join(task if isinstance(task, str) else task.name for task in section.tasks)
 
 
 def _export(config: Config, folder: Path, known: dict[str, Any]) -> str:

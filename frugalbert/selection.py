@@ -1,5 +1,6 @@
 """Choosing an architecture: the two stages that join siblings. `space` writes down what may be chosen; `search` asks
-the super-network for losses (`train`), the predictor for milliseconds (`measure`) and a method for proposals (`search`).
+the super-network for losses (`train`), the predictor for milliseconds (`measure`) and a method for proposals
+(`search`).
 
 Selection is on held-out rows that validation does not use. The finalists are measured again, extracted; the best of
 those that keep the limits on the clock is written: `arch.json`, and `model/` with the weights it inherits.
@@ -7,8 +8,9 @@ those that keep the limits on the clock is written: `arch.json`, and `model/` wi
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +61,8 @@ def search(section: Search, inputs: dict[str, Path], out: Path, machine: Machine
     settings = Settings.of(section, out / "journal.jsonl")
     result = find(space, score, cost, section.limit, np.random.default_rng(section.seed), Clock(), settings)
     summary = write_result(out, result)
-    finalists = sorted(result.candidates, key=lambda candidate: candidate.score)[:FINALISTS]
+    sound = [candidate for candidate in result.candidates if math.isfinite(candidate.score)]
+    finalists = sorted(sound, key=lambda candidate: candidate.score)[:FINALISTS]
     measured = _measure(finalists, section.limit, inputs, out)
     kept = next((row for row in measured if not row["violates"]), measured[0])
     if kept is not measured[0]:
@@ -140,19 +143,23 @@ def _score(
     function = inherited.score
     if section.quality == "finetune":
         function = finetuned
-        fixed |= {"tasks": list(section.tasks), "work": str(out / "trials"), "machine": machine.model_dump(mode="json")}
+        assert section.finetune is not None
+        fixed |= {"recipe": section.finetune.model_dump(mode="json"), "work": str(out / "trials")}
+        fixed |= {"machine": machine.model_dump(mode="json")}
 
     def score(archs: list[Arch]) -> list[float]:
         tasks = [{**fixed, "arch": str(arch)} for arch in archs]
-        return fanout.run_tasks(
+        found = fanout.run_tasks(
             function, tasks, journal=out / "scores.jsonl", workers=workers, scheduler=machine.scheduler, label="search"
         )
+        return [math.nan if value is None else value for value in found]
 
     return score
 
 
-def finetuned(task: dict[str, Any]) -> float:
-    """1 - the mean headline metric of short fine-tunings of the slice `task["arch"]`; for `fanout.run_tasks`."""
+def finetuned(task: dict[str, Any]) -> float | None:
+    """1 - the mean headline metric of the slice `task["arch"]` fine-tuned by `task["recipe"]`, None if a metric is
+    undefined; for `fanout.run_tasks`."""
     import torch
 
     from frugalbert.finetune import runner
@@ -163,18 +170,14 @@ def finetuned(task: dict[str, Any]) -> float:
     inputs["corpus"] = inputs["supernet"].parent / "corpus"
     folder = Path(task["work"]) / run.fingerprint(task["arch"])[:16]
     _write_model(inputs, Arch.parse(task["arch"]), folder / "pretrain" / "model")
-    section = Finetune(tasks=tuple(task["tasks"]), seeds=(0,), epochs=1.0, random_baseline=False)
+    section = Finetune.model_validate({**task["recipe"], "random_baseline": False})
     out = folder / "finetune"
     out.mkdir(exist_ok=True)
     machine = Machine.model_validate(task["machine"])
     runner.build(section, {**inputs, "pretrain": folder / "pretrain"}, out, machine)
-    rows = run.read_json(out / "results.json")
+    found = [row["mean"] for row in run.read_json(out / "results.json")]
     shutil.rmtree(folder)
-    return 1.0 - _mean([row["mean"] for row in rows])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return None if None in found else 1.0 - sum(found) / len(found)
 
 
 def _write_model(inputs: dict[str, Path], arch: Arch, path: Path) -> None:

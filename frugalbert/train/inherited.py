@@ -7,10 +7,13 @@ what is reported later (as far as there are enough of them). Masks are the fixed
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from frugalbert import dist
 from frugalbert.config import Machine, Supernet
@@ -19,7 +22,7 @@ from frugalbert.data.masking import Batch, Vocabulary
 from frugalbert.model import slicing
 from frugalbert.model.arch import Arch
 from frugalbert.model.modeling import FrugalForMaskedLM
-from frugalbert.run import read_json
+from frugalbert.run import RECORD, read_json
 from frugalbert.train.batches import HeldOut
 from frugalbert.train.pretrain import row_lengths
 from frugalbert.train.slices import SliceLosses, SuperNetwork
@@ -27,16 +30,17 @@ from frugalbert.train.slices import SliceLosses, SuperNetwork
 ROWS_AT_ONCE = 32
 
 
-def score(task: dict[str, Any]) -> float:
-    """Loss of the slice `task["arch"]` on `task["rows"]` held-out rows; for `fanout.run_tasks`.
+def score(task: dict[str, Any]) -> float | None:
+    """Loss of the slice `task["arch"]` on `task["rows"]` held-out rows, None if not finite; for `fanout.run_tasks`.
 
     Further keys: `supernet`, `shards`, `tokenizer`, `yaml`: directories; `quality`: `loss` (masked-LM, inherited
     weights) or `distillation`; `device`; `threads`: of a worker process, 0 = as they are.
     """
     if task["threads"]:
         torch.set_num_threads(task["threads"])
-    model, objective, rows, precision = _load(*(task[name] for name in ("supernet", "shards", "tokenizer", "yaml")),
-                                              task["quality"], task["rows"], task["device"])  # fmt: skip
+    places = (task[name] for name in ("supernet", "shards", "tokenizer", "yaml"))
+    trained = read_json(Path(task["supernet"]) / RECORD)["fingerprint"]
+    model, objective, rows, precision = _load(*places, task["quality"], task["rows"], task["device"], trained)
     arch = Arch.parse(task["arch"])
 
     def measure(batch: Batch) -> dict[str, Any]:
@@ -45,13 +49,15 @@ def score(task: dict[str, Any]) -> float:
         used = (batch.labels != -100).sum() if task["quality"] == "loss" else (batch.document_ids > 0).sum()
         return {"loss": (loss * used, used)}
 
-    return rows.measure(measure, ROWS_AT_ONCE, lambda: None)["loss"]
+    found = rows.measure(measure, ROWS_AT_ONCE, lambda: None)["loss"]
+    return found if math.isfinite(found) else None
 
 
 @functools.lru_cache(maxsize=1)
 def _load(
-    supernet: str, shards: str, tokenizer: str, yaml: str, quality: str, count: int, device: str
+    supernet: str, shards: str, tokenizer: str, yaml: str, quality: str, count: int, device: str, trained: str
 ) -> tuple[SuperNetwork, SliceLosses, HeldOut, str]:
+    """What scores need, kept for the next one. `trained`: a worker of a cluster outlives a super-network built anew."""
     from frugalbert.train.supernet import FIT, load_teacher
 
     section = section_of(Path(supernet))
@@ -61,8 +67,6 @@ def _load(
     teacher = load_teacher(section, None, Path(yaml), vocabulary) if quality == "distillation" else None
     model = SuperNetwork(network, layers, teacher)
     if model.fit is not None:
-        from safetensors.torch import load_file
-
         model.fit.load_state_dict(load_file(Path(supernet) / FIT))
     objective = SliceLosses(
         isolate=section.isolate_documents,
@@ -78,12 +82,22 @@ def _load(
 
 def section_of(supernet: Path) -> Supernet:
     """The section that the super-network was trained with."""
-    return Supernet.model_validate(read_json(supernet / "stage.json")["section"])
+    return Supernet.model_validate(read_json(supernet / RECORD)["section"])
 
 
 def load(supernet: Path) -> tuple[Any, str]:
-    """The super-network and its rule for layers. Raises ValueError, OSError for a damaged directory."""
-    return FrugalForMaskedLM.from_pretrained(supernet / "model"), section_of(supernet).layers
+    """The super-network and its rule for layers. Raises ValueError for a damaged directory."""
+    try:
+        network, report = FrugalForMaskedLM.from_pretrained(supernet / "model", output_loading_info=True)
+        absent = sorted(report["missing_keys"])
+        if absent:
+            raise ValueError(f"it has no weights {absent[0]}")
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)[:160]
+        raise ValueError(
+            f"{supernet / 'model'} is damaged ({why}); `--redo supernet` trains it again (the old one is moved aside)"
+        ) from None
+    return network, section_of(supernet).layers
 
 
 def extract(supernet: Path, arch: Arch) -> Any:

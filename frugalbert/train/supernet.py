@@ -82,6 +82,8 @@ def make_network(section: Supernet, space: Space, inputs: dict[str, Path], vocab
     values = {"budget": str(section.budget), "arch": largest.to_text(), "seed": section.seed}
     plain = Pretrain.model_validate({**values, "dropout": section.dropout, "start": section.start})
     longest = max(pretrain.row_lengths(section, inputs["shards"]))
+    if longest > largest.max_length:
+        raise ValueError(f"the space's encoders read {largest.max_length} tokens; write shards.length of at most that")
     network = pretrain.make_model(plain, inputs["yaml"], longest, vocabulary)
     if section.start is not None and section.reorder:
         sort_by_importance(network, section, inputs["shards"], vocabulary)
