@@ -24,7 +24,7 @@ LICENCES = frozenset(
     "gpl-2.0 gpl-3.0 lgpl-3.0 agpl-3.0 mpl-2.0 gfdl odc-by odbl pddl openrail unlicense unknown other".split()
 )
 """Identifiers that the hub knows; anything else is written as `other` with its name."""
-STAGES = ("corpus", "tokenizer", "shards", "pretrain", "finetune")
+STAGES = ("corpus", "tokenizer", "shards", "space", "supernet", "latency", "search", "pretrain", "finetune")
 PIPELINES = {"ForMaskedLM": "fill-mask", "ForSequenceClassification": "text-classification"}
 FORMATS = {"hf": "hf/", "onnx": "onnx/model.onnx", "onnx-int8": "onnx-int8/model.onnx"}
 
@@ -80,6 +80,8 @@ def _known(inputs: dict[str, Path]) -> dict[str, Any]:
         "trained": "pretrain" in inputs,
         "records": {stage: read(stage, run.RECORD, {}) for stage in STAGES},
         "summary": read("pretrain", "summary.json", {}),
+        "search": read("search", "search.json", {}),
+        "supernet": read("supernet", "summary.json", {}),
         "corpus": read("corpus", "index.json", {}),
         "results": read("finetune", "results.json", []),
     }
@@ -151,7 +153,7 @@ def _metadata(section: sections.Export, known: dict[str, Any], result: dict[str,
             (tag for head, tag in PIPELINES.items() if result["class"].endswith(head)), "feature-extraction"
         ),
         tags=["frugalbert", "encoder", *(["custom_code"] if _needs_code(result) else [])],
-        base_model=_hub_name(known["records"]["pretrain"].get("section", {}).get("start")),
+        base_model=_hub_name(_start(known)),
         datasets=[name for name in map(_dataset, _sources(known)) if name] or None,
         model_name=known["name"],
         eval_results=scores or None,
@@ -170,6 +172,12 @@ def _metric(row: dict[str, Any]) -> str:
 def _hub_name(start: Any) -> str | None:
     """`start` if it can be a name on the hub; a path is nobody else's business."""
     return start if isinstance(start, str) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", start) else None
+
+
+def _start(known: dict[str, Any]) -> Any:
+    """The weights that were there before any training of the run; None: random ones."""
+    start = known["records"]["pretrain"].get("section", {}).get("start")
+    return known["records"]["supernet"].get("section", {}).get("start") if start == sections.FROM_SEARCH else start
 
 
 def _sources(known: dict[str, Any]) -> list[str]:
@@ -197,7 +205,7 @@ def _summary(known: dict[str, Any], result: dict[str, Any]) -> str:
 def _facts(section: sections.Export, known: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, str]]:
     summary, corpus, records = known["summary"], known["corpus"], known["records"]
     pretrain = records["pretrain"].get("section", {})
-    start = pretrain.get("start")
+    start = _start(known)
     base = None
     if known["trained"]:
         base = "none: trained from random weights" if start is None else _hub_name(start) or Path(start).name
@@ -216,6 +224,7 @@ def _facts(section: sections.Export, known: dict[str, Any], result: dict[str, An
     facts = {
         "base model": base,
         "architecture": f"`{result['arch']}`",
+        "found by": _found(known),
         "parameters": f"{result['parameters']:,}",
         "FLOPs": f"{number(flops)} per token, forward, at length {result.get('length')}" if flops else None,
         "tokenizer": result.get("tokenizer"),
@@ -230,6 +239,30 @@ def _facts(section: sections.Export, known: dict[str, Any], result: dict[str, An
         f"{summary.get('unigram_nll', float('nan')):.4f}, bigrams {summary.get('bigram_nll', float('nan')):.4f})",
     }  # fmt: skip
     return [(key, value) for key, value in facts.items() if value]
+
+
+def _found(known: dict[str, Any]) -> str | None:
+    """How a search chose the architecture; None if somebody else did."""
+    records, search, trained = known["records"], known["search"], known["supernet"]
+    pretrain, asked = (records[name].get("section", {}) for name in ("pretrain", "search"))
+    if pretrain.get("arch") != sections.FROM_SEARCH or not search:
+        return None
+    limits = [
+        f"{name.replace('_', ' ')} {'at least' if name == 'speedup' else 'at most'} {number(ends[0])}"
+        if len(ends) == 1 else f"{name.replace('_', ' ')} {number(ends[0])} to {number(ends[1])}"
+        for name, ends in asked.get("limit", {}).items() if ends
+    ]  # fmt: skip
+    size = records["space"].get("metrics", {}).get("architectures")
+    text = f"search by {plain(asked.get('method', '?'))} over {search['evaluations']:,} of {number(size or '?')} "
+    text += f"architectures, scored as slices of a super-network (budget {records['supernet']['section']['budget']}: "
+    text += f"{trained.get('steps', 0):,} steps, {trained.get('tokens', 0):,} tokens), within {', '.join(limits)}."
+    kept = search["chosen"]
+    if "measured_ms" in kept:
+        text += f" {kept['latency_ms']:.3g} ms predicted, {kept['measured_ms']:.3g} ms measured"
+        text += "; the limit is missed." if kept["violates"] else "."
+    if pretrain.get("start") == sections.FROM_SEARCH:
+        text += " Training began with the slice's weights."
+    return text
 
 
 def _usage(result: dict[str, Any]) -> str:
@@ -348,13 +381,7 @@ def _recipe(section: sections.Export, known: dict[str, Any]) -> str | None:
 
 
 def _section(name: str) -> Any:
-    return {
-        "corpus": sections.Corpus,
-        "tokenizer": sections.Tokenizer,
-        "shards": sections.Shards,
-        "pretrain": sections.Pretrain,
-        "finetune": sections.Finetune,
-    }[name]
+    return getattr(sections, name.capitalize())
 
 
 def _changed(values: dict[str, Any], kind: Any) -> dict[str, Any]:
@@ -366,5 +393,7 @@ def _changed(values: dict[str, Any], kind: Any) -> dict[str, Any]:
             continue
         default = kind.model_fields[name].default
         nested = isinstance(value, dict) and isinstance(default, sections.Section)
+        if isinstance(value, dict) and not nested:
+            value = {key: item for key, item in value.items() if item is not None}
         found[name] = _changed(value, type(default)) if nested else value
     return found

@@ -61,7 +61,7 @@ def row(task: str, init: str, mean: float | None, title: str | None = None) -> d
 def inputs(tmp_path: Path) -> dict[str, Path]:
     """The directories that the stages before leave, in the parts that the card reads."""
     config = Config.model_validate(YAML)
-    folders = {name: tmp_path / "docs-small" / name for name in card.STAGES}
+    folders = {name: tmp_path / "docs-small" / name for name in card.STAGES if getattr(config, name) is not None}
     for name, folder in folders.items():
         folder.mkdir(parents=True)
         section = getattr(config, name).model_dump(mode="json")
@@ -151,6 +151,50 @@ def test_a_local_parent_is_not_named_as_on_the_hub(inputs: dict[str, Path]):
         text = card.render(Export(), inputs, RESULT)
         assert ModelCard(text).data.base_model == base
         assert shown in text
+
+
+SEARCH = {
+    "space": {"depth": [1, 2], "hidden": [32], "heads": [1, 2], "head_dim": [16], "ffn": [32, 64]},
+    "supernet": {"budget": "10h"},
+    "latency": {"length": 64},
+    "search": {"limit": {"latency_ms": 8, "parameters": [1e5, 1e6]}},
+}
+
+
+def searched(inputs: dict[str, Path], measured: dict[str, Any], **pretrain: str) -> dict[str, Path]:
+    """`inputs` with the stages of a search, and a pretraining of what it found."""
+    config = Config.model_validate({**YAML, **SEARCH, "pretrain": {"budget": "5m", "arch": "from search", **pretrain}})
+    folders = {name: inputs["corpus"].parent / name for name in card.STAGES}
+    for name, folder in folders.items():
+        folder.mkdir(exist_ok=True)
+        record = {"stage": name, "section": getattr(config, name).model_dump(mode="json"), "fingerprint": f"{name}-h"}
+        (folder / "stage.json").write_text(json.dumps(record | {"metrics": {"architectures": 480}}))
+    chosen = {"arch": "bert 2x32 heads=2 ffn=64", "latency_ms": 7.812, "violates": False, **measured}
+    (folders["search"] / "search.json").write_text(json.dumps({"evaluations": 200, "chosen": chosen}))
+    (folders["supernet"] / "summary.json").write_text(json.dumps({"steps": 9000, "tokens": 73_000_000}))
+    return folders
+
+
+def test_an_architecture_from_a_search_says_so(inputs: dict[str, Path]):
+    assert "found by" not in card.render(Export(), inputs, RESULT)
+    folders = searched(inputs, {"measured_ms": 7.954}, start="from search")
+    text = card.render(Export(), folders, RESULT)
+    assert (
+        "| found by | search by evolution over 200 of 480 architectures, scored as slices of a super-network (budget "
+        "10h: 9,000 steps, 73,000,000 tokens), within latency ms at most 8, parameters 100k to 1M. 7.81 ms predicted, "
+        "7.95 ms measured. Training began with the slice's weights. |"
+    ) in text
+    assert "none: trained from random weights" in text
+    assert ModelCard(text).data.base_model is None
+    recipe = yaml.safe_load(text.split("````yaml\n")[1].split("\n````")[0])
+    assert recipe["search"] == {"limit": {"latency_ms": [8.0], "parameters": [1e5, 1e6]}}
+    assert Config.model_validate(recipe).search == Config.model_validate({**YAML, **SEARCH}).search
+
+
+def test_a_missed_limit_stands_in_the_card(inputs: dict[str, Path]):
+    text = card.render(Export(), searched(inputs, {"measured_ms": 8.4, "violates": True}), RESULT)
+    assert "8.4 ms measured; the limit is missed." in text
+    assert "Training began" not in text
 
 
 @settings(derandomize=True, max_examples=100)
