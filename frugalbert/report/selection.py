@@ -80,7 +80,7 @@ def choice(found: Collected) -> str:
     rank = "the lowest score" if first else "the lowest score of those that keep the limit when measured"
     why = QUALITIES.get(what, "inherited score") if isinstance(what, str) else "inherited score"
     text = f"{text_at(kept, 'arch')} was chosen: {rank}"
-    text += f" ({significant(at(kept, 'score'), 4)}, {why})"
+    text += f" ({fixed(at(kept, 'score'), 4)}, {why})"
     text += f" of {count(at(search, 'evaluations'))} architectures that were scored"
     text += f" out of {_size(found)}" if _size(found) else ""
     costs = [f"{milliseconds(ms)}{NARROW}ms predicted" for ms in [at(kept, "latency_ms")] if ms is not None]
@@ -180,7 +180,8 @@ def _notes(found: Collected) -> list[str]:
     if text_at(search, "stopped") in ends:
         notes.append(f"{ends[text_at(search, 'stopped')]} the evaluations were used up.")
     if failed := at(search, "failed"):
-        notes.append(f"{count(failed)} architectures failed and have no score.")
+        what = "architecture failed and has" if failed == 1 else "architectures failed and have"
+        notes.append(f"{count(failed)} {what} no score.")
     scores = [score for row in finalists_of(found) if (score := at(row, "score")) is not None]
     if len(scores) > 1:
         notes.append(f"The {len(scores)} best scores lie within {significant(max(scores) - min(scores), 2)}.")
