@@ -32,6 +32,7 @@ MIXED = Space(**{name: getattr(HUGE, name) for name in ("depth", "hidden", "head
 def draws(region: Region, count: int, seed: int = 0) -> list:
     rng, seen = np.random.default_rng(seed), set()
     while len(seen) < count and (found := region.draw(rng, seen)):
+        assert found[0] not in seen
         seen.add(found[0])
     return list(seen)
 
