@@ -11,6 +11,7 @@ import pytest
 
 from frugalbert import config
 from frugalbert.budget import Clock
+from frugalbert.fanout import Journal
 from frugalbert.model.arch import Arch
 from frugalbert.run import read_json
 from frugalbert.search import candidates
@@ -120,6 +121,13 @@ def test_time_ends_a_search_for_good(tmp_path):
     again, clock = one(200.0)
     assert again == first
     assert clock.seconds() == 210.0
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        entries = journal.entries
+    (tmp_path / "journal.jsonl").unlink()
+    with Journal(tmp_path / "journal.jsonl") as journal:  # the last score came just before the time was over
+        for entry in entries:
+            journal.append(entry | ({"seconds": 0.0} if "seconds" in entry else {}))
+    assert one(200.0)[0] == first
 
 
 def test_time_used_before_a_kill_counts(tmp_path):
