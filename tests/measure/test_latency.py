@@ -85,11 +85,20 @@ def test_stopped_between_cells(stock_export: Path, tmp_path: Path, monkeypatch: 
         if (tmp_path / "latency.jsonl").exists():
             raise run.Stopped(15)
 
+    ended = []
+    pump = latency._pump
+
+    def watched(stream: Any, lines: Any) -> None:
+        pump(stream, lines)
+        ended.append(stream.closed)
+
+    monkeypatch.setattr(latency, "_pump", watched)
     monkeypatch.setattr(run, "check_stop", stop)
     models = [model for model in latency.find_models(stock_export) if model.kind == "onnx"]
     with pytest.raises(run.Stopped):
         latency.measure(models, SECTION, CPU, tmp_path / "latency.jsonl")
     assert 1 <= len(read(tmp_path)) <= 2
+    assert ended == [False, False]  # both readers came to their end before the pipes were closed
 
 
 # ---- what is found --------------------------------------------------------------------------------------------------
