@@ -41,6 +41,8 @@ def test_every_stage_of_a_search_is_described(tmp_path: Path):
     assert rows["search"] == (
         "evolution: 200 evaluations or 1h within latency ms at most 8, parameters 100k to 1M; by loss on 256 rows"
     )
+    tuned = {"limit": {"speedup": 2}, "quality": "finetune", "finetune": {"tasks": ["cola", "rte"]}}
+    assert said(tmp_path, search=tuned)["search"].endswith("within speedup at least 2; by cola, rte fine-tuned")
     small = said(tmp_path, space=SPACE | {"depth": 1, "hidden": 64}, latency={"architectures": 40})
     assert small["latency"].startswith("9 architectures")
 

@@ -182,6 +182,10 @@ def _notes(found: Collected) -> list[str]:
     if failed := at(search, "failed"):
         what = "architecture failed and has" if failed == 1 else "architectures failed and have"
         notes.append(f"{count(failed)} {what} no score.")
+    if get(found.stages, "search", "section", "quality") == "finetune":
+        notes.append(
+            "Scores are of the tasks’ development sets, so later results on these are no independent evidence."
+        )
     scores = [score for row in finalists_of(found) if (score := at(row, "score")) is not None]
     if len(scores) > 1:
         notes.append(f"The {len(scores)} best scores lie within {significant(max(scores) - min(scores), 2)}.")

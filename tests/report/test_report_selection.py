@@ -142,6 +142,7 @@ def test_limits_of_every_kind(run: Path):
     assert "the limit is 8.00 ms" in plane(latency_ms=[6.8, 8.0])
     assert "The limit was 6.8 to 8 ms." in words(run)
     assert "1 − mean metric" in words(run)
+    assert "no independent evidence" in words(run)
     assert "the limit is" not in plane(parameters=[5e6], flops=[2e9])
     assert "The limit was at most 5.00 M parameters and at most 2.00 G operations." in words(run)
     path = run / "search" / "candidates.jsonl"
