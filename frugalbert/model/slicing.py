@@ -133,22 +133,26 @@ def _cut(
     if axis == "all":
         return tensor
     if axis == "stream":
-        return tensor.narrow(dimension, 0, small.hidden)
-    assert before is not None and after is not None
+        return _prefix(tensor, dimension, small.hidden)
+    assert before is not None
+    assert after is not None
     if axis in ("hidden", "ffn"):
-        return tensor.narrow(dimension, 0, getattr(after, axis))
+        return _prefix(tensor, dimension, getattr(after, axis))
     rotary = small.family == "modern"
     if axis == "head_dim":
         return _cut_heads(tensor, dimension, (1, before.head_dim), (1, after.head_dim), rotary)
     return _cut_heads(tensor, dimension, (before.heads, before.head_dim), (after.heads, after.head_dim), rotary)
 
 
-def _cut_heads(
-    tensor: Tensor, dimension: int, before: tuple[int, int], after: tuple[int, int], rotary: bool
-) -> Tensor:
+def _prefix(tensor: Tensor, dimension: int, size: int) -> Tensor:
+    """The leading entries; a whole axis is left alone, since even its trivial slice costs a copy of the gradient."""
+    return tensor if size == tensor.shape[dimension] else tensor.narrow(dimension, 0, size)
+
+
+def _cut_heads(tensor: Tensor, dimension: int, before: tuple[int, int], after: tuple[int, int], rotary: bool) -> Tensor:
     """The first heads, and of each its first dimensions; rotary positions turn pairs (k, k + K/2), which stay pairs."""
     if before[1] == after[1]:
-        return tensor.narrow(dimension, 0, after[0] * after[1])
+        return _prefix(tensor, dimension, after[0] * after[1])
     parts = 2 if rotary else 1
     tensor = tensor.unflatten(dimension, (before[0], parts, before[1] // parts))
     tensor = tensor.narrow(dimension, 0, after[0]).narrow(dimension + 2, 0, after[1] // parts)

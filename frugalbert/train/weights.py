@@ -1,5 +1,5 @@
-"""Weights to begin with or to learn from: a directory or hub name in, a model of ours out (stock BERT and ModernBERT
-are taken over exactly)."""
+"""Weights to begin with or to learn from: a directory or hub name in, a model of ours out (stock BERT, ModernBERT and
+ELECTRA's discriminator are taken over exactly; the last has no masked-LM head, so that starts from random weights)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def load_model(name: str, key: str, folder: Path, kind: type[Any], vocabulary: V
 
     Raises ValueError, naming the config `key`, if it is no model, of another family, or of another vocabulary size.
     """
-    from transformers import AutoModelForMaskedLM, PreTrainedConfig
+    from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedConfig
 
     from frugalbert.model.interop import from_stock
 
@@ -33,6 +33,7 @@ def load_model(name: str, key: str, folder: Path, kind: type[Any], vocabulary: V
     settings = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     if config.get("model_type") == "frugalbert":
         return kind.from_pretrained(place, **settings)
-    stock = from_stock(AutoModelForMaskedLM.from_pretrained(place, trust_remote_code=False))
+    stock_kind = AutoModelForPreTraining if config.get("model_type") == "electra" else AutoModelForMaskedLM
+    stock = from_stock(stock_kind.from_pretrained(place, trust_remote_code=False))
     stock.config.update(settings)
     return kind.from_pretrained(None, config=stock.config, state_dict=stock.state_dict())
