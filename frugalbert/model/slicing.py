@@ -1,10 +1,10 @@
 """One slicing rule: the small encoder inside a big one. Weights of a big Arch in, those of a smaller one out.
 
 `AXES` says along which axis of the architecture each weight runs; a slice takes the leading channels, heads,
-feed-forward units, and of each head its leading dimensions. That is both of AutoTinyBERT's rules (arXiv 2107.13686): the
-first h whole heads when head_dim is the same, the first rows of every head when the number of heads is. Everything else
-follows from the table: `view` (differentiable, no copy where memory allows), `extract` (the same, as a model of its
-own), `reorder` (permute first, so that slices keep what matters; DynaBERT, arXiv 2004.04037).
+feed-forward units, and of each head its leading dimensions. That is both of AutoTinyBERT's rules (arXiv 2107.13686):
+the first h whole heads when head_dim is the same, the first rows of every head when the number of heads is. Everything
+else follows from the table: `view` (differentiable, no copy where memory allows), `extract` (the same, as a model of
+its own), `reorder` (permute first, so that slices keep what matters; DynaBERT, arXiv 2004.04037).
 """
 
 import functools

@@ -142,7 +142,8 @@ def test_a_wrong_slice_is_noticed(family: str) -> None:
     assert (wrong.logits - slicing.extract(model, small, layers)(**inputs).logits).abs().max() > 1e-3
 
 
-def test_the_largest_slice_is_the_whole(family: str = "bert") -> None:
+@pytest.mark.parametrize("family", BIG)
+def test_the_largest_slice_is_the_whole(family: str) -> None:
     model, inputs = big_model(family), ragged("mlm")
     assert torch.equal(slicing.forward(model, model.config.to_arch(), **inputs).logits, model(**inputs).logits)
 
