@@ -343,6 +343,8 @@ def rehearsal(config: Config) -> Config:
                 key: item for key, item in small.items() if not (name == "tokenizer" and value[name].get("path"))
             }
             value[name] = {**value[name], **trained}
+    if (value.get("search") or {}).get("finetune"):
+        value["search"]["finetune"] |= SMALL["finetune"]
     if value.get("corpus"):
         sources = [source if isinstance(source, dict) else {"path": source} for source in value["corpus"]["sources"]]
         value["corpus"]["sources"] = [{**source, "max_documents": 2000} for source in sources]

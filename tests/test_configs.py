@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from frugalbert.cli import app
 from frugalbert.config import Config
+from frugalbert.space import Space
 from frugalbert.yamlfile import load
 from tests.structure import ROOT
 
@@ -22,6 +23,8 @@ def test_the_promised_ones_are_there():
         "extremebert",
         "compact-30m",
         "compact-30m-cpu",
+        "autotinybert-mlm",
+        "autotinybert-kd",
     }
 
 
@@ -52,6 +55,29 @@ def test_academic_24h_is_the_published_recipe():
     }  # fmt: skip
     assert {name: getattr(recipe, name) for name in published} == published
     assert (str(recipe.budget), recipe.mask.rate, recipe.mask.style) == ("1d", (0.15,), "bert")
+
+
+@pytest.mark.parametrize(("name", "size"), [("mlm", 366_048), ("kd", 1_525_200)])
+def test_autotinybert_is_the_published_recipe(name: str, size: int):
+    """Search grid, options and recipe of the authors' code (arXiv 2107.13686)."""
+    config = load(ROOT / "configs" / f"autotinybert-{name}.yaml")
+    assert config.space is not None
+    assert config.supernet is not None
+    assert config.search is not None
+    assert Space.of(config.space).size() == size
+    published = {
+        "sampling": "random", "random_archs": 1, "stratified": False, "combine": "sum", "update": "all",
+        "batch_size": 16, "learning_rate": 1e-4, "betas": (0.9, 0.999), "epsilon": 1e-8, "weight_decay": 0.01,
+        "clip_norm": 1.0, "dropout": 0.1, "seed": 42, "distill": ("attention", "hidden"),
+    }  # fmt: skip
+    assert {key: getattr(config.supernet, key) for key in published} == published
+    assert config.supernet.mask.rate == ((0.15,) if name == "mlm" else (0.0,))
+    assert (config.supernet.teacher is None) == (name == "mlm")
+    least, most = config.search.limit.speedup or (0.0, 0.0)
+    assert (least, most) == pytest.approx((7 / 1.10 * 8 / 12, 7 / 0.85 * 8 / 12), rel=1e-3)
+    recipe = config.search.finetune
+    assert recipe is not None
+    assert (recipe.epochs, recipe.learning_rate, recipe.batch_size, recipe.max_length) == (4, 3e-5, 32, 128)
 
 
 def test_a_misspelt_key_is_met_with_the_right_one(tmp_path: Path):

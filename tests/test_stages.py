@@ -7,8 +7,9 @@ import pytest
 
 from frugalbert import run as files
 from frugalbert import stages
-from frugalbert.yamlfile import parse, validate
+from frugalbert.yamlfile import load, parse, validate
 from tests import fake_stages
+from tests.structure import ROOT
 
 TEXT = (
     "name: t\ncorpus: {sources: [texts/*.txt]}\ntokenizer: {}\nshards: {}\npretrain: {budget: 10steps}\n"
@@ -166,6 +167,14 @@ def test_the_rehearsal_is_the_same_pipeline_at_toy_size():
     assert config.corpus.sources[0].max_documents == 2000
     assert config.finetune.seeds == (0,)
     assert config.report is not None
+
+
+def test_a_rehearsal_does_not_fine_tune_candidates_for_hours():
+    config = stages.rehearsal(load(ROOT / "configs" / "autotinybert-mlm.yaml"))
+    assert config.search is not None
+    assert config.search.finetune is not None
+    assert (config.search.evaluations, config.search.finetune.max_train_examples) == (8, 64)
+    assert config.search.finetune.tasks[0].name == "mnli"
 
 
 def test_records_are_plain_json(world):

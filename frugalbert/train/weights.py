@@ -14,6 +14,7 @@ def load_model(name: str, key: str, folder: Path, kind: type[Any], vocabulary: V
 
     Raises ValueError, naming the config `key`, if it is no model, of another family, or of another vocabulary size.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedConfig
 
     from frugalbert.model.interop import from_stock
@@ -31,9 +32,14 @@ def load_model(name: str, key: str, folder: Path, kind: type[Any], vocabulary: V
             "load the tokenizer of the same model (tokenizer.path)"
         )
     settings = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    if config.get("model_type") == "frugalbert":
-        return kind.from_pretrained(place, **settings)
     stock_kind = AutoModelForPreTraining if config.get("model_type") == "electra" else AutoModelForMaskedLM
-    stock = from_stock(stock_kind.from_pretrained(place, trust_remote_code=False))
+    try:
+        if config.get("model_type") == "frugalbert":
+            return kind.from_pretrained(place, **settings)
+        found = stock_kind.from_pretrained(place, trust_remote_code=False)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)[:160]
+        raise ValueError(f"{key} {name} cannot be loaded ({why}); copy it again from its origin") from None
+    stock = from_stock(found)
     stock.config.update(settings)
     return kind.from_pretrained(None, config=stock.config, state_dict=stock.state_dict())

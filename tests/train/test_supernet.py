@@ -215,6 +215,26 @@ def test_spread_parameters_are_refused(inputs: dict[str, Path], tmp_path: Path):
         supernet.build(section, inputs, tmp_path, Machine(strategy="fsdp", device="cpu"))
 
 
+def test_electra_teaches_as_it_is(inputs: dict[str, Path], tmp_path: Path):
+    """AutoTinyBERT's own teacher: a discriminator, whose encoder is taken over exactly; a damaged one is refused."""
+    from transformers import ElectraConfig, ElectraForPreTraining
+
+    words = Vocabulary.from_tokenizer(load_tokenizer(inputs["tokenizer"]))
+    sizes = {"hidden_size": 32, "embedding_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
+    electra = ElectraForPreTraining(ElectraConfig(vocab_size=words.size, num_hidden_layers=2, **sizes)).eval()
+    electra.save_pretrained(tmp_path / "electra")
+    section = Supernet.model_validate({**super_run.SECTION, "teacher": "electra", "distill": ["attention"]})
+    space = Space.from_json({**super_run.SPACE, "heads": [2]})
+    found = supernet.load_teacher(section, space, tmp_path, words)
+    ids = torch.randint(5, words.size, (2, 9))
+    with torch.no_grad():
+        assert torch.equal(found(ids).last_hidden_state, electra.electra(ids).last_hidden_state)
+    weights = tmp_path / "electra" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"supernet.teacher electra cannot be loaded \(.*\); copy it again"):
+        supernet.load_teacher(section, space, tmp_path, words)
+
+
 def test_no_masks_without_a_teacher_are_refused():
     with pytest.raises(ValueError, match="teacher"):
         Supernet.model_validate({**super_run.SECTION, "mask": {"rate": [0.0]}})
