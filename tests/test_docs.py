@@ -49,6 +49,19 @@ EXTREME = """
     piecewise_inverse_time cosine_decay exponential_decay step_decay elastic_step_decay poly_remain_time_decay
     continuous_eigencurve linear_decay activation_point restarting_points
 """.split()
+AUTOTINY = """
+    generate_data.py pre_training.py inference_time_evaluation.py latency_predictor.py searcher.py
+    superbert_run_en_classifier.py submodel_extractor.py --train_corpus --output_dir --bert_model --do_lower_case
+    --max_seq_len --reduce_memory --num_workers --layer_num_space --hidden_size_space --intermediate_size_space
+    --head_num_space --qkv_size_space --pregenerated_data --student_model --teacher_model --cache_dir --epochs
+    --gradient_accumulation_steps --train_batch_size --learning_rate --max_seq_length --fp16 --scratch
+    --warmup_proportion --warmup_steps --masked_lm_prob --max_predictions_per_seq --adam_epsilon --max_grad_norm
+    --logging_steps --seed --continue_index --sample_times_per_batch --further_train --mlm_loss --debug --ckpt_path
+    --latency_constraint --model --candidate_file --output_file --arch_perfs_file --gen_size candidate random fast
+    evolved --data_dir --task_name --arches_file --eval_step --infer_cnt --batch_size qkv_size
+    latency_dataset/lat.tmp sample_layer_num sample_hidden_size sample_intermediate_sizes
+    sample_num_attention_heads sample_qkv_sizes
+""".split()
 
 
 def known_keys() -> set[str]:
@@ -141,7 +154,9 @@ def unanswered(page: str, options: list[str]) -> list[str]:
 def test_every_option_of_the_reference_systems_is_answered():
     academic, extreme = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8").split("## ExtremeBERT\n")
     assert unanswered(academic, ACADEMIC) == []
-    assert unanswered(extreme.split("\n## ")[0], EXTREME) == []
+    extreme, autotiny = extreme.split("\n## AutoTinyBERT\n")
+    assert unanswered(extreme, EXTREME) == []
+    assert unanswered(autotiny, AUTOTINY) == []
     assert unanswered("| `lr` | | |\n| `seed` | 42 | – none |", ["lr", "seed", "fp16"]) == ["lr", "fp16"]
 
 
