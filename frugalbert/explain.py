@@ -54,7 +54,7 @@ class Key:
 
 
 def schema() -> str:
-    """JSON Schema of the YAML file, for editors. Where a list is expected it also takes a single value."""
+    """JSON Schema of the YAML file, for editors. Where a list is expected it also takes a single value, or a range."""
     return json.dumps(_with_single_values(_schema()), indent=1, ensure_ascii=False)
 
 
@@ -73,7 +73,8 @@ def _with_single_values(value: Any) -> Any:
     if value.get("type") != "array" or "items" not in value or value.get("minItems", 0) > 1:
         return value
     about = {key: value.pop(key) for key in ("default", "description", "title") if key in value}
-    return {**about, "anyOf": [value, value["items"]]}
+    text = [{"type": "string", "pattern": value.pop("pattern")}] if "pattern" in value else []
+    return {**about, "anyOf": [value, value["items"], *text]}
 
 
 # ---- from the schema to keys ----------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def measure(
                 for result in time_apart({**_task(setting, section), "archs": left}) if left else ():
                     book.append({name: round(x, 5) if isinstance(x, float) else x for name, x in result.items()})
                     readings[result["arch"]].append(book.entries[-1])
-                    done = sum(map(len, readings.values()))
+                    done = sum(min(READINGS, len(found)) for found in readings.values())
                     progress.update(done, median_ms=result["median_ms"], arch=result["arch"])
         usual = reference_ms or usual_reference(book.entries[1:])
     return [combine(text, readings[text], usual) for text in texts]

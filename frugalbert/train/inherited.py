@@ -88,7 +88,8 @@ def section_of(supernet: Path) -> Supernet:
 def load(supernet: Path) -> tuple[Any, str]:
     """The super-network and its rule for layers. Raises ValueError for a damaged directory."""
     try:
-        network, report = FrugalForMaskedLM.from_pretrained(supernet / "model", output_loading_info=True)
+        found: Any = FrugalForMaskedLM.from_pretrained(supernet / "model", output_loading_info=True)
+        network, report = found
         absent = sorted(report["missing_keys"])
         if absent:
             raise ValueError(f"it has no weights {absent[0]}")
