@@ -380,7 +380,7 @@ def _axis(value: Any) -> Any:
     return tuple(range(first, last + 1, step))
 
 
-_RANGE: dict[str, Any] = {"pattern": f"^{AXIS.pattern}$"}  # in the schema: what a text may look like instead of the list
+_RANGE: dict[str, Any] = {"pattern": f"^{AXIS.pattern}$"}  # in the schema: what a text may be instead
 Axis = Annotated[tuple[Count, ...], BeforeValidator(_axis), Field(min_length=1, json_schema_extra=_RANGE)]
 
 
