@@ -40,15 +40,15 @@ DATA = Path(os.environ.get("FRUGALBERT_DATA", ROOT.parent / "shared" / "data"))
 YAML = """
 name: search
 corpus: {{sources: [text/wiki.txt], held_out: 0.02}}
-tokenizer: {{vocab_size: 8192}}
-shards: {{length: 128}}
-space: {{family: bert, depth: 1..4, hidden: 64..192/32, heads: 1..6, head_dim: 32, ffn: 128..768/64}}
-supernet: {{budget: {steps}steps, batch_size: 16, learning_rate: 2e-3, curve: linear, checkpoints: {{every: 2m}},
-  validation: {{rows: 128, every: 0.1, begin_every: 0.1, end_every: 0.1}}}}
-latency: {{architectures: 60}}
-search: {{limit: {{speedup: 2}}, evaluations: 200, rows: 128}}
+tokenizer: {{vocab_size: 4096}}
+shards: {{length: 64}}
+space: {{family: modern, depth: 1..4, hidden: 64..192/32, heads: 1..6, head_dim: 32, ffn: 128..512/64}}
+supernet: {{budget: {steps}steps, batch_size: 32, optimizer: muon, learning_rate: 2e-3, mask: {{rate: [0.3, 0.15]}},
+  checkpoints: {{every: 2m}}, validation: {{rows: 256, every: 0.1, begin_every: 0.1, end_every: 0.1}}}}
+latency: {{architectures: 60, length: 64}}
+search: {{limit: {{speedup: 2}}, evaluations: 150, rows: 256}}
 """
-RECIPE = {"batch_size": 16, "learning_rate": 1e-3, "checkpoints": {"every": "1000000steps"},
+RECIPE = {"batch_size": 32, "optimizer": "muon", "learning_rate": 2e-3, "checkpoints": {"every": "1000000steps"},
           "validation": {"rows": 256, "every": 0.0, "begin_every": 0.0, "end_every": 0.0}}  # fmt: skip
 TASKS = ("cola", "rte")
 
@@ -110,7 +110,7 @@ def whole_table(directory: Path, work: Path, options: argparse.Namespace) -> dic
     space = Space.from_json(run.read_json(directory / "space" / "space.json"))
     archs = list(space.enumerate())
     fixed = {name: str(directory / name) for name in ("supernet", "shards", "tokenizer")}
-    fixed |= {"yaml": str(work), "quality": "loss", "device": "cpu", "rows": 128, "threads": 1}
+    fixed |= {"yaml": str(work), "quality": "loss", "device": "cpu", "rows": 256, "threads": 1}
     tasks = [{**fixed, "arch": str(arch)} for arch in archs]
     journal = work / "table-journal.jsonl"
     scores = run_tasks(inherited.score, tasks, journal=journal, workers=options.workers, label="table")
@@ -178,7 +178,7 @@ def proxy(directory: Path, work: Path, table: dict[str, Any], options: argparse.
     signs = {
         "inherited loss": [table[text]["score"] for text in chosen],
         "parameters": [-encoder_parameters(arch) for arch in chosen.values()],
-        "operations": [-forward_flops(arch, 128) for arch in chosen.values()],
+        "operations": [-forward_flops(arch, 64) for arch in chosen.values()],
     }
     rows = [
         {"arch": text, "alone": alone[i], **{k: float(v[i]) for k, v in signs.items()}} for i, text in enumerate(chosen)
@@ -196,12 +196,13 @@ def proxy(directory: Path, work: Path, table: dict[str, Any], options: argparse.
 
 
 def uniform_bert(table: dict[str, Any], limit: float) -> str:
-    """Of the architectures with BERT's proportions inside (ffn = 4 hidden, heads fill hidden), the slowest within the
-    limit; of those within 10 % of it, the one whose depth : width is nearest to 12 : 768."""
+    """The slowest architecture within the limit that has BERT's proportions: heads fill hidden, ffn 8/3 hidden (with a
+    gate that has the parameters of BERT's 4 hidden) as near as the grid allows. Of those within 10 % of its time, the
+    one whose depth : width is nearest to 12 : 768."""
     rows = []
     for text, row in table.items():
         layer = Arch.parse(text).layers[0]
-        if layer.ffn == 4 * layer.hidden and layer.qkv == layer.hidden and row["latency_ms"] <= limit:
+        if abs(layer.ffn - 8 / 3 * layer.hidden) <= 32 and layer.qkv == layer.hidden and row["latency_ms"] <= limit:
             depth = len(Arch.parse(text).layers)
             rows.append((row["latency_ms"], abs(depth / layer.hidden - 12 / 768), text))
     best = max(row[0] for row in rows)
