@@ -41,6 +41,9 @@ def build(section: Supernet, inputs: dict[str, Path], out: Path, machine: Machin
     if machine.strategy == "fsdp":
         raise ValueError("machine.strategy fsdp spreads weights that slices must see whole; write ddp")
 
+    if machine.compile is True:
+        say("supernet: every step trains other sizes, so nothing is compiled; machine.compile is for pretrain")
+    machine = machine.model_copy(update={"compile": False})
     models: list[SuperNetwork] = []
 
     def make(longest: int, vocabulary: Vocabulary) -> pretrain.Method:
