@@ -5,7 +5,7 @@ is made for one, three or nine times as many and cut off (`pretrain.stop_at` 1, 
 Budgets are counted in steps, so a busy machine changes how long it takes and not what comes out. Two kinds of arm:
   x3, x9                 the same warm-up steps as x1: only the decay differs
   x3-warmup, x9-warmup   warm-up is a share of the schedule, as in the reference, so it is longer too
-x1, x3 and x9 are the default, about ten CPU minutes. Seeds (initial weights, order of samples, masks) pair the arms;
+x1, x3 and x9 are the default, 10 to 13 CPU minutes. Seeds (initial weights, order of samples, masks) pair the arms;
 differences to x1 have 95 % intervals (Student's t). Text: the first articles of a WikiExtractor file, WordPiece trained
 on them. The budget is large enough to pass the plateau at unigram loss, on which a schedule says nothing.
 
