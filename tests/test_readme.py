@@ -1,7 +1,7 @@
 """What the README prints is run: every command at toy size in a folder of its own, in the order of the page.
 
 `make quickstart` itself takes a quarter of an hour; here its recipe is looked at, and the command in it is run on the
-shipped YAML with every size cut down.
+shipped YAML with every size cut down, and with a stand-in for the clock that times architectures for minutes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import yaml
 from typer.testing import CliRunner
 
 from frugalbert.cli import app
+from frugalbert.measure import table
 from frugalbert.yamlfile import parse, validate
 from tests.structure import ROOT
+from tests.test_selection import fake_timing
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # The shipped quickstart at toy size: same sections, same kinds of values.
@@ -27,7 +29,11 @@ TINY = {
     "machine": {"device": "cpu", "threads": 1, "workers": 1, "compile": False},
     "corpus": {"sources": [{"path": "python-docs", "max_documents": 1500}]},
     "tokenizer": {"vocab_size": 512},
-    "pretrain": {"arch": "modern 1x32 heads=2 ffn=64", "budget": "6steps", "batch_size": 8, "validation": {"rows": 16}},
+    "space": {"depth": [1, 2], "hidden": [16, 32], "heads": [1, 2], "head_dim": 8, "ffn": [16, 32, 48]},
+    "supernet": {"budget": "6steps", "batch_size": 8, "validation": {"rows": 16}},
+    "latency": {"architectures": 12, "length": 16},
+    "search": {"limit": {"speedup": 1.2}, "evaluations": 4, "population": 4, "rows": 16},
+    "pretrain": {"budget": "6steps", "batch_size": 8, "validation": {"rows": 16}},
     "finetune": {"seeds": [0], "epochs": 1.0, "max_train_examples": 64},
     "bench": {"lengths": [16], "batch_sizes": [1], "repeats": 2, "baseline": "none"},
 }
@@ -65,6 +71,7 @@ def frugalbert(words: list[str], folder: Path, patch: pytest.MonkeyPatch) -> str
     """Run a command line in `folder` and return its output."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     patch.chdir(folder)
+    patch.setattr(table, "time_apart", fake_timing)
     try:
         result = CliRunner().invoke(app, words)
     finally:
@@ -103,7 +110,7 @@ def test_the_commands_of_the_page_run(world: Path, monkeypatch: pytest.MonkeyPat
 def _has_what_the_page_lists(world: Path) -> None:
     listing = next(block for block in blocks("") if block.startswith("runs/quickstart/"))
     directories = re.findall(r"^  ([a-z]+)/ ", listing, flags=re.M)
-    assert len(directories) == 8
+    assert len(directories) == 12
     for name in directories:
         assert (world / "runs" / "quickstart" / name / "stage.json").is_file(), name
     html = (world / "runs" / "quickstart" / "report" / "report.html").read_text(encoding="utf-8")

@@ -28,6 +28,7 @@ from frugalbert.train.pretrain import row_lengths
 from frugalbert.train.slices import SliceLosses, SuperNetwork
 
 ROWS_AT_ONCE = 32
+PLACES = ("supernet", "shards", "tokenizer", "yaml")
 
 
 def score(task: dict[str, Any]) -> float | None:
@@ -38,9 +39,9 @@ def score(task: dict[str, Any]) -> float | None:
     """
     if task["threads"]:
         torch.set_num_threads(task["threads"])
-    places = (task[name] for name in ("supernet", "shards", "tokenizer", "yaml"))
+    places = tuple(task[name] for name in PLACES)
     trained = read_json(Path(task["supernet"]) / RECORD)["fingerprint"]
-    model, objective, rows, precision = _load(*places, task["quality"], task["rows"], task["device"], trained)
+    model, objective, rows, precision = _load(places, task["quality"], task["rows"], task["device"], trained)
     arch = Arch.parse(task["arch"])
 
     def measure(batch: Batch) -> dict[str, Any]:
@@ -55,19 +56,20 @@ def score(task: dict[str, Any]) -> float | None:
 
 @functools.lru_cache(maxsize=1)
 def _load(
-    supernet: str, shards: str, tokenizer: str, yaml: str, quality: str, count: int, device: str, trained: str
+    places: tuple[str, ...], quality: str, count: int, device: str, trained: str
 ) -> tuple[SuperNetwork, SliceLosses, HeldOut, str]:
     """What scores need, kept for the next one. `trained`: a worker of a cluster outlives a super-network built anew."""
     from frugalbert.train.supernet import FIT, load_teacher
 
-    section = section_of(Path(supernet))
+    supernet, shards, tokenizer, yaml = map(Path, places)
+    section = section_of(supernet)
     where = dist.pick_device(Machine(device=device))  # type: ignore[arg-type]
-    vocabulary = Vocabulary.from_tokenizer(tokenizers.load(Path(tokenizer))).to(where)
-    network, layers = load(Path(supernet))
-    teacher = load_teacher(section, None, Path(yaml), vocabulary) if quality == "distillation" else None
+    vocabulary = Vocabulary.from_tokenizer(tokenizers.load(tokenizer)).to(where)
+    network, layers = load(supernet)
+    teacher = load_teacher(section, None, yaml, vocabulary) if quality == "distillation" else None
     model = SuperNetwork(network, layers, teacher)
     if model.fit is not None:
-        model.fit.load_state_dict(load_file(Path(supernet) / FIT))
+        model.fit.load_state_dict(load_file(supernet / FIT))
     objective = SliceLosses(
         isolate=section.isolate_documents,
         inplace_weight=0.0,
@@ -76,7 +78,7 @@ def _load(
         distilled=section.distill if teacher is not None else (),
         relation_heads=section.relation_heads,
     )
-    rows = HeldOut(Path(shards), row_lengths(section, Path(shards))[0], vocabulary, count, at_end=True)
+    rows = HeldOut(shards, row_lengths(section, shards)[0], vocabulary, count, at_end=True)
     return model.to(where).eval(), objective, rows, dist.pick_precision(section.precision, where)
 
 
