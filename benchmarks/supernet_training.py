@@ -26,10 +26,8 @@ from frugalbert.fanout import run_tasks  # noqa: E402
 VARIANTS: dict[str, dict[str, Any]] = {
     "sandwich": {},
     "sandwich, no in-place distillation": {"inplace_weight": 0.0},
-    "sandwich, uniform draws": {"stratified": False},
     "random, only sampled weights move": {"sampling": "random", "random_archs": 4},
     "random, all weights move": {"sampling": "random", "random_archs": 4, "update": "all"},
-    "random, uniform draws": {"sampling": "random", "random_archs": 4, "stratified": False},
 }
 SIZES = ("", "_median", "_smallest")
 
@@ -44,7 +42,8 @@ def train(task: dict[str, Any]) -> dict[str, float]:
     out.mkdir(parents=True, exist_ok=True)
     inputs = {name: directory / name for name in ("shards", "tokenizer", "space")} | {"yaml": directory}
     section = Supernet.model_validate(
-        {"budget": f"{task['steps']}steps", "batch_size": 16, "learning_rate": 2e-3, "seed": task["seed"],
+        {"budget": f"{task['steps']}steps", "batch_size": 32, "optimizer": "muon",
+         "learning_rate": 2e-3, "seed": task["seed"],
          "checkpoints": {"every": "1000000steps"}, **task["variant"],
          "validation": {"rows": 256, "every": 0.0, "begin_every": 0.0, "end_every": 0.0}}
     )  # fmt: skip

@@ -282,6 +282,18 @@ def scores(folder: Path, out: Path, **machine: Any) -> list[float]:
     return selection._score(section, inputs, out, settings)(list(space.enumerate())[:6])
 
 
+def test_a_speed_up_is_over_the_largest_as_it_was_measured(copied: Path):
+    """Whatever the predictor says of the largest, which lies in the corner of the space."""
+    path = run_of(copied) / "latency" / "predictor.json"
+    value = files.read_json(path)
+    value["report"]["largest_ms"] = 123.0
+    files.write_json(path, value)
+    cost = selection._cost({name: run_of(copied) / name for name in ("tokenizer", "latency")})
+    largest = Space.from_json(files.read_json(run_of(copied) / "space" / "space.json")).largest()
+    assert cost(largest)["latency_ms"] == 123.0
+    assert cost(Arch.parse("bert 1x16 heads=1 head_dim=8 ffn=16"))["latency_ms"] < 10.0
+
+
 def test_two_workers_score_as_one(finished: Path, tmp_path: Path):
     alone = scores(finished, tmp_path / "one", workers=1)
     assert scores(finished, tmp_path / "two", workers=2) == alone
