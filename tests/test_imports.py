@@ -71,7 +71,7 @@ def test_importing_the_package_loads_nothing():
         ("explain", "arch"),
         ("explain", "curves"),
         ("explain", "--schema"),
-        ("plan", str(ROOT / "configs" / "quickstart.yaml")),
+        ("plan", str(ROOT / "configs" / "compact-30m-cpu.yaml")),
         ("plan", str(ROOT / "configs" / "academic-24h.yaml"), "pretrain.budget=12h"),
     ],
     ids=" ".join,

