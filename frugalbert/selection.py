@@ -27,6 +27,7 @@ FINALISTS = 5
 
 def write_space(section: Space, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """The stage `space`: space.json, and how many architectures of what size there are."""
+    from frugalbert.data.tokenizer import vocabulary_size
     from frugalbert.model.cost import parameter_count
     from frugalbert.space import Space as Choices
 
@@ -36,13 +37,6 @@ def write_space(section: Space, inputs: dict[str, Path], out: Path, machine: Mac
     ends = [parameter_count(arch, vocabulary) for arch in (space.smallest(), space.largest())]
     run.say(f"space: {number(space.size())} architectures from {space.smallest()} to {space.largest()}")
     return {"architectures": space.size(), "smallest_parameters": ends[0], "largest_parameters": ends[1]}
-
-
-def vocabulary_size(tokenizer: Path) -> int:
-    """The largest id + 1."""
-    from frugalbert.data.tokenizer import load
-
-    return max(load(tokenizer).get_vocab().values()) + 1
 
 
 def search(section: Search, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
@@ -84,6 +78,7 @@ def search(section: Search, inputs: dict[str, Path], out: Path, machine: Machine
 
 def _cost(inputs: dict[str, Path]) -> Callable[[Arch], dict[str, float]]:
     """Predicted milliseconds (with a stage latency), parameters and operations of an architecture."""
+    from frugalbert.data.tokenizer import vocabulary_size
     from frugalbert.measure import predictor
     from frugalbert.model.cost import forward_flops, parameter_count
 

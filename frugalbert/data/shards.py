@@ -47,7 +47,7 @@ def build(section: Shards, inputs: dict[str, Path], out: Path, machine: Machine)
     if section.samples or section.hdf5:
         samples.need_h5py()
     digest = tokenizer.digest(inputs["tokenizer"])
-    special, vocab_size = _special(inputs["tokenizer"])
+    special, vocab_size = _special(inputs["tokenizer"]), tokenizer.vocabulary_size(inputs["tokenizer"])
     dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
     workers = usable_cores() if machine.workers == "auto" else machine.workers
     common = {
@@ -104,8 +104,8 @@ def _corpus_tasks(directory: Path, common: dict[str, Any], workers: int) -> list
     return [{**common, "file": name, "position": position} for position, name in enumerate(names)]
 
 
-def _special(directory: Path) -> tuple[dict[str, Any], int]:
-    """The index's `special` entry, and the largest id + 1."""
+def _special(directory: Path) -> dict[str, Any]:
+    """The index's `special` entry."""
     from frugalbert.data.tokenizer import load
 
     tokenizer = load(directory)
@@ -113,7 +113,7 @@ def _special(directory: Path) -> tuple[dict[str, Any], int]:
         name: getattr(tokenizer, f"{name}_token_id") for name in ("cls", "sep", "pad", "mask", "unk")
     }
     special["all"] = sorted(tokenizer.all_special_ids)
-    return special, max(tokenizer.get_vocab().values()) + 1
+    return special
 
 
 def _sum_up(length: int, results: Sequence[dict[str, Any]], from_samples: bool) -> dict[str, Any]:

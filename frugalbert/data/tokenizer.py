@@ -91,6 +91,11 @@ def load(directory: Path | str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def vocabulary_size(directory: Path | str) -> int:
+    """The largest id + 1: the rows of an embedding for this tokenizer."""
+    return max(load(directory).get_vocab().values()) + 1
+
+
 def digest(directory: Path | str) -> str:
     """SHA-256 of `tokenizer.json`: what the shards remember."""
     return run.sha256(Path(directory) / FILE)

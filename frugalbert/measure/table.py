@@ -20,6 +20,7 @@ import numpy as np
 
 from frugalbert import run
 from frugalbert.config import Latency, Machine
+from frugalbert.data.tokenizer import vocabulary_size
 from frugalbert.fanout import Journal
 from frugalbert.measure import predictor
 from frugalbert.measure.latency import time_apart
@@ -204,7 +205,7 @@ def remeasure(archs: Sequence[Arch], found: predictor.Predictor, section: Latenc
 def build(section: Latency, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """The stage `latency`: `inputs["space"]` has space.json, `inputs["tokenizer"]` the vocabulary."""
     space = Space.from_json(run.read_json(inputs["space"] / "space.json"))
-    vocab_size = vocabulary_of(inputs["tokenizer"])
+    vocab_size = vocabulary_size(inputs["tokenizer"])
     archs = choose(space, section.architectures, section.seed)
     if len(archs) < section.architectures:
         run.say(f"latency: the space has only {len(archs)} architectures; all are measured")
@@ -229,10 +230,3 @@ def learn(archs: Sequence[Arch], section: Latency, vocab_size: int, out: Path) -
         run.say(f"latency: {noisy} of {len(rows)} architectures stayed noisy; measure on an idle machine to be sure")
     return {**{name: measured[name] for name in ("architectures", "largest_ms", "repeat_noise", "noisy")},
             **predictor.summary(found.report)}  # fmt: skip
-
-
-def vocabulary_of(folder: Path) -> int:
-    """The largest id + 1 of the stage `tokenizer`'s vocabulary."""
-    from frugalbert.data.tokenizer import load
-
-    return max(load(folder).get_vocab().values()) + 1
