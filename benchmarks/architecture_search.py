@@ -66,7 +66,7 @@ def main() -> None:
     found["end_to_end"] = end_to_end(directory, work, table, options)
     from throughput import environment
 
-    found["environment"] = environment(sorted(os.sched_getaffinity(0)))
+    found["environment"] = environment()
     run.write_json(options.out, found)
     plot(table, found, options.out.with_suffix(".png"))
     report(found)
@@ -255,11 +255,10 @@ def end_to_end(directory: Path, work: Path, table: dict[str, Any], options: argp
 
 def interval(differences: np.ndarray) -> dict[str, float]:
     """Mean of paired differences and its 95 % interval (Student's t)."""
-    from scipy.stats import t
+    from frugalbert.finetune.metrics import summary
 
-    mean, count = float(differences.mean()), len(differences)
-    half = float(t.ppf(0.975, count - 1) * differences.std(ddof=1) / count**0.5) if count > 1 else float("nan")
-    return {"mean": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
+    mean, _, (low, high) = summary(differences.tolist())
+    return {"mean": round(mean, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
 # ---- what a person looks at ------------------------------------------------------------------------------------------

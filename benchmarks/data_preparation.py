@@ -108,7 +108,7 @@ def main() -> None:
     options = parse()
     if not options.files or not Path(options.vocab).exists():
         sys.exit("no articles or vocabulary: set FRUGALBERT_DATA, or give --files and --vocab")
-    from throughput import environment
+    from throughput import environment, save
 
     from frugalbert.data.corpus import read_documents
 
@@ -136,10 +136,9 @@ def main() -> None:
         "bare_mb_per_second": megabytes / statistics.median(row["bare"] for row in rounds),
         "datasets_mb_per_second": None if other is None else megabytes / other,
         "ours_over_bare": {"min": ratios[0], "median": statistics.median(ratios), "max": ratios[-1]},
-        "machine": environment(sorted(os.sched_getaffinity(0))),
+        "machine": environment(),
     }
-    Path(options.out).parent.mkdir(exist_ok=True)
-    Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+    save(options.out, result)
     print(json.dumps({key: value for key, value in result.items() if key not in ("rounds", "machine")}, indent=1))
 
 

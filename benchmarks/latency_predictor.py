@@ -15,12 +15,9 @@ A killed measurement goes on where it stood (`--work`). Keep the machine idle me
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,6 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from frugalbert import run  # noqa: E402
 from frugalbert.config import Latency  # noqa: E402
 from frugalbert.measure import predictor, table  # noqa: E402
 from frugalbert.model.arch import Arch  # noqa: E402
@@ -173,11 +169,11 @@ def main() -> None:
         name: list(zip(ms[test], predict(fit(x[train], ms[train], 0), x[test]), strict=True))
         for name, (fit, predict) in predictor.METHODS.items() if name in (first["chosen"], "flops")
     }  # fmt: skip
+    from throughput import environment, save
+
     result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "setting": table.setting_of(section, VOCABULARY),
-        "versions": run.versions(),
-        "commit": commit(),
+        "environment": environment(),
         "architectures": len(archs),
         "train": options.train,
         "splits": options.splits,
@@ -200,13 +196,8 @@ def main() -> None:
     }
     show(result)
     if not options.quick:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        save(options.out, result)
         plot(points, options.out.with_suffix(".png"))
-
-
-def commit() -> str:
-    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def main() -> None:
         return
     if not options.files:
         sys.exit("no articles: set FRUGALBERT_DATA, or give --files")
-    from throughput import environment
+    from throughput import environment, save
 
     peaks: dict[str, dict[str, Any]] = {}
     for megabytes in options.megabytes:
@@ -170,10 +170,9 @@ def main() -> None:
         "corpora": peaks,
         "ratios": ratios,
         "bar": {"stage": "corpus", "at_most": BAR, "met": max(ratios["corpus"].values()) <= BAR},
-        "machine": environment(sorted(os.sched_getaffinity(0))),
+        "machine": environment(),
     }
-    Path(options.out).parent.mkdir(exist_ok=True)
-    Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+    save(options.out, result)
     print(f"{'stage':<10} {'kind':<11} " + " ".join(f"{f'{size} MB':>9}" for size in options.megabytes) + "  ratio")
     for stage in options.stages:
         for kind in kinds:

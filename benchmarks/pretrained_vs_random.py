@@ -94,7 +94,7 @@ def main() -> None:
     if not (Path(options.run) / "pretrain" / "summary.json").exists():
         sys.exit(f"{options.run} has no finished pre-training; run `frugalbert run configs/quickstart.yaml` first")
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    from throughput import environment
+    from throughput import environment, save
 
     print("| learning rate | epochs | pooling | steps | pre-trained | random | gain [95 %] |\n" + "|---" * 7 + "|")
     rows = []
@@ -108,10 +108,9 @@ def main() -> None:
         "benchmark": "pre-trained against random weights, fine-tuned alike; gain = mean of differences paired by seed",
         "task": options.task, "seeds": options.seeds, "rows": rows,
         "pretraining": {key: summary[key] for key in kept},
-        "environment": environment(sorted(os.sched_getaffinity(0))),
+        "environment": environment(),
     }  # fmt: skip
-    Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+    save(options.out, result)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def main() -> None:
     if not Path(options.file).exists():
         sys.exit("no articles: set FRUGALBERT_DATA, or give --file")
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    from throughput import environment
+    from throughput import environment, save
 
     losses: dict[str, dict[int, float]] = {arm: {} for arm in options.arms}
     started, summary = time.process_time(), {}
@@ -134,10 +134,9 @@ def main() -> None:
         "benchmark": "held-out masked-LM loss after the same steps under schedules of x1, x3, x9 their length",
         "options": settings | {"file": Path(options.file).name}, "arms": arms,
         "training": {key: summary[key] for key in kept}, "cpu_seconds": round(time.process_time() - started, 1),
-        "environment": environment(sorted(os.sched_getaffinity(0))),
+        "environment": environment(),
     }  # fmt: skip
-    Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+    save(options.out, result)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,8 @@ import io
 import json
 import math
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 from frugalbert import config  # noqa: E402  (after the path)
 from frugalbert.budget import Clock  # noqa: E402
 from frugalbert.model.arch import Arch  # noqa: E402
-from frugalbert.run import sha256, versions, write_json  # noqa: E402
+from frugalbert.run import sha256  # noqa: E402
 from frugalbert.search.candidates import Candidate, Region  # noqa: E402
 from frugalbert.search.evolution import METHODS, Method, Settings  # noqa: E402
 from frugalbert.search.run import drive  # noqa: E402
@@ -230,26 +228,25 @@ def main() -> None:
         name: np.array([run_method(name, table, space, seed, options) for seed in range(options.seeds)]) - best
         for name in names
     }
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     about = {
         "file": path.name,
         "sha256": sha256(path),
         "synthetic": bool(options.synthetic),
         "architectures": len(table),
     }
+    from throughput import environment, save
+
     result = {
         "benchmark": "search methods",
         "table": about | {"within_limit": len(inside), "axes": space.to_json(), "score_spread": float(np.std(inside))},
         "options": {name: getattr(options, name) for name in ("limit_ms", "evaluations", "population", "seeds")},
         "methods": compare(regrets),
         "mean_regret": {name: curves.mean(0).tolist() for name, curves in regrets.items()},
-        "environment": {"versions": versions(), "commit": commit.stdout.strip() or None},
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": environment(),
     }
     out = Path(options.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    save(out, result)
     draw(regrets, out.with_suffix(".png"), f"{len(inside)} architectures within the limit, {options.seeds} seeds")
-    write_json(out, result)
     print(json.dumps(result["methods"], indent=1))
 
 

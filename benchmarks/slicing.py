@@ -9,8 +9,6 @@ dynamic; the number of graphs it made is counted. Prints a table and writes benc
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import time
 from pathlib import Path
@@ -139,23 +137,13 @@ def main() -> None:
                              for name, space in SPACES.items()}  # fmt: skip
     if not options.no_compile:
         found["bert"]["compiled"] = compiled(SPACES["bert"], options.pairs, device, precision)
-    write(options.out, found, precision)
+    from throughput import environment, save
+
+    save(options.out, {"environment": environment(), "precision": precision, "results": found})
     for name, row in found.items():
         low, middle, high = row["eager"]["ratio_min_median_max"]
         print(f"{name:28} view {row['eager']['view_ms']:8.2f} ms, extracted {row['eager']['extracted_ms']:8.2f} ms, "
               f"ratio {low} {middle} {high}", row.get("compiled", ""))  # fmt: skip
-
-
-def write(path: Path, found: dict[str, Any], precision: str) -> None:
-    from throughput import environment
-
-    path.write_text(
-        json.dumps(
-            {"environment": environment(sorted(os.sched_getaffinity(0))), "precision": precision, "results": found},
-            indent=1,
-        )
-        + "\n"
-    )
 
 
 if __name__ == "__main__":

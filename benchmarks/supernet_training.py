@@ -9,7 +9,6 @@ the median and the smallest slice; seconds, because the variants do not cost the
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import tempfile
@@ -73,7 +72,7 @@ def main() -> None:
         rows = {name: [next(results) for _ in range(options.seeds)] for name in VARIANTS}
     from throughput import environment
 
-    where = environment(sorted(os.sched_getaffinity(0)))
+    where = environment()
     run.write_json(options.out, {"steps": options.steps, "variants": rows, "environment": where})
     print(f"{'variant':38}{'largest':>16}{'median':>16}{'smallest':>16}{'seconds':>9}")
     for name, found in rows.items():

@@ -304,7 +304,8 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"min": round(min(values), 3), "median": round(statistics.median(values), 3), "max": round(max(values), 3)}
 
 
-def environment(cores: list[int]) -> dict[str, Any]:
+def environment(cores: list[int] | None = None) -> dict[str, Any]:
+    """Where and with what a benchmark ran; `cores` default: those this process may use."""
     import torch
 
     from frugalbert.run import versions
@@ -315,13 +316,21 @@ def environment(cores: list[int]) -> dict[str, Any]:
     return {
         "cpu": cpu[0] if cpu else platform.processor(),
         "bf16": [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags],
-        "cores": cores,
+        "cores": cores or sorted(os.sched_getaffinity(0)),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load": os.getloadavg()[0],
         "versions": versions(),
         "commit": commit.stdout.strip() or None,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def save(path: Path | str, result: dict[str, Any]) -> None:
+    """A benchmark's result as JSON."""
+    from frugalbert.run import write_json
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, result)
 
 
 def _lines(path: str) -> list[str]:
@@ -350,9 +359,7 @@ def main() -> None:
     }  # fmt: skip
     print(json.dumps({key: result[key] for key in ("tokens_per_second", "ours_over", "loader_wait_share")}, indent=1))
     if not options.quick:
-        path = Path(options.out)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        save(options.out, result)
 
 
 if __name__ == "__main__":
