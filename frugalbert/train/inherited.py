@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from frugalbert import dist
 from frugalbert.config import Machine, Supernet
 from frugalbert.data import tokenizer as tokenizers
-from frugalbert.data.masking import Batch, Vocabulary
+from frugalbert.data.masking import IGNORED, Batch, Vocabulary
 from frugalbert.model import slicing
 from frugalbert.model.arch import Arch
 from frugalbert.model.modeling import FrugalForMaskedLM
@@ -47,7 +47,7 @@ def score(task: dict[str, Any]) -> float | None:
     def measure(batch: Batch) -> dict[str, Any]:
         with torch.no_grad(), dist.autocast(rows.device, precision):
             loss = objective.measure(model, batch, (arch,))[0]["loss"]
-        used = (batch.labels != -100).sum() if task["quality"] == "loss" else (batch.document_ids > 0).sum()
+        used = (batch.labels != IGNORED).sum() if task["quality"] == "loss" else (batch.document_ids > 0).sum()
         return {"loss": (loss * used, used)}
 
     found = rows.measure(measure, ROWS_AT_ONCE, lambda: None)["loss"]
