@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from frugalbert.report.collect import MOST_RECORDS, collect
 from frugalbert.report.page import _context
 from tests.report.conftest import dump, dump_lines, make_run
+from tests.report.odd import contents, spoil
 
 
 def metrics(run: Path, rows: list[dict[str, Any]]) -> None:
@@ -96,70 +97,22 @@ def test_the_name_comes_from_the_configuration(tmp_path: Path):
     assert "folder" not in found.config
 
 
-ODD = st.sampled_from(
-    [
-        None,
-        True,
-        0,
-        -1,
-        1e308,
-        1e-300,
-        float("nan"),
-        10**400,
-        "",
-        "x",
-        "\ud800",
-        [],
-        {},
-        [1],
-        [[]],
-        {"a": 1},
-        [None, {}],
-    ]
-)
 FILES = (
     "corpus/index.json", "shards/index.json", "pretrain/summary.json", "finetune/results.json", "export/export.json",
     "shards/stage.json", "bench/latency.jsonl", "pretrain/metrics.jsonl", "corpus/dropped.jsonl",
 )  # fmt: skip
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The way to every element of a JSON value."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(place for key, item in inner for place in places(item, (*path, key)))]
-
-
-def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
-    """A copy of `value` with `new` at `path` (as it is, if an earlier replacement cut the way)."""
-    if not path:
-        return new
-    if not isinstance(value, dict | list) or (isinstance(value, dict) and path[0] not in value):
-        return value
-    if isinstance(value, list) and (not isinstance(path[0], int) or path[0] >= len(value)):
-        return value
-    copy = dict(value) if isinstance(value, dict) else list(value)
-    copy[path[0]] = replaced(value[path[0]], path[1:], new)
-    return copy
-
-
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A small run, and the contents of its files (JSON lines as a list)."""
     run = make_run(tmp_path_factory.mktemp("run") / "run", steps=50)
-    texts = {name: (run / name).read_text() for name in FILES}
-    lines = {name: [json.loads(line) for line in text.splitlines()] for name, text in texts.items() if name[-1] == "l"}
-    return run, {name: json.loads(text) for name, text in texts.items() if name[-1] == "n"} | lines
+    return run, contents(run, FILES)
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_no_content_breaks_the_words_of_the_page(data: st.DataObject, sound: tuple[Path, dict[str, Any]]):
     """Odd values anywhere in the files of a sound run are shown as such or left out; nothing raises."""
-    run, contents = sound
-    for name in data.draw(st.sets(st.sampled_from(FILES), min_size=1, max_size=3)):
-        value = contents[name]
-        for path in data.draw(st.lists(st.sampled_from(places(value)), max_size=4)):
-            value = replaced(value, path, data.draw(ODD))
-        rows = value if isinstance(value, list) and name[-1] == "l" else [value]
-        (run / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run, whole = sound
+    spoil(run, whole, data)
     _context(collect(run))

@@ -16,8 +16,8 @@ from frugalbert.report.collect import SELECTION, Collected, collect
 from frugalbert.report.page import _context, render
 from frugalbert.report.wording import clean
 from tests.report.conftest import dump, make_run
+from tests.report.odd import contents, spoil
 from tests.report.search_run import TEXTS, add_search
-from tests.report.test_report_collect import ODD, places, replaced
 from tests.report.test_report_page import PAYLOADS, read
 
 FIGURES = ("plane", "progress", "predicted", "slices")
@@ -208,13 +208,8 @@ FILES = (
 @given(data=st.data())
 def test_no_content_breaks_the_section(data: st.DataObject, odd: tuple[Path, dict[str, Any]]):
     """Odd values anywhere in the files are shown as such or left out; nothing raises."""
-    run, contents = odd
-    for name in data.draw(st.sets(st.sampled_from(FILES), min_size=1, max_size=3)):
-        value = contents[name]
-        for path in data.draw(st.lists(st.sampled_from(places(value)), max_size=4)):
-            value = replaced(value, path, data.draw(ODD))
-        rows = value if isinstance(value, list) and name[-1] == "l" else [value]
-        (run / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run, whole = odd
+    spoil(run, whole, data)
     found = collect(run)
     _context(found)
     if data.draw(st.integers(0, 9)) == 9:  # drawing takes long
@@ -224,6 +219,4 @@ def test_no_content_breaks_the_section(data: st.DataObject, odd: tuple[Path, dic
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     run = add_search(tmp_path_factory.mktemp("odd") / "run", candidates=4)
-    texts = {name: (run / name).read_text() for name in FILES}
-    lines = {name: [json.loads(line) for line in text.splitlines()] for name, text in texts.items() if name[-1] == "l"}
-    return run, {name: json.loads(text) for name, text in texts.items() if name[-1] == "n"} | lines
+    return run, contents(run, FILES)
