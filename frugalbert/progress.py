@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
 import time
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -15,6 +19,24 @@ def is_main_rank() -> bool:
 
 def on_terminal() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the libraries' warnings, log lines and bars; exceptions still speak."""
+    from transformers.utils import logging as hf
+
+    before, bars = logging.root.manager.disable, hf.is_progress_bar_enabled()
+    logging.disable(logging.WARNING)
+    hf.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+        if bars:
+            hf.enable_progress_bar()
 
 
 def duration(seconds: float) -> str:

@@ -7,17 +7,14 @@ baseline is the same configuration with all weights drawn anew.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from frugalbert import config, run
 from frugalbert.finetune.examples import Data
+from frugalbert.progress import quiet
 
 DROPOUTS = (
     "hidden_dropout_prob",
@@ -66,24 +63,6 @@ class Source:
         if not isinstance(value, int) or value <= 0:
             return None
         return value - (self.config.pad_token_id + 1 if "roberta" in self.config.model_type else 0)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the libraries' warnings, log lines and bars; exceptions still speak."""
-    from transformers.utils import logging as hf
-
-    before, bars = logging.root.manager.disable, hf.is_progress_bar_enabled()
-    logging.disable(logging.WARNING)
-    hf.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-        if bars:
-            hf.enable_progress_bar()
 
 
 def locate(section: config.Finetune, inputs: dict[str, Path]) -> str:

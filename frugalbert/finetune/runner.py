@@ -19,6 +19,7 @@ from frugalbert import config, dist, run
 from frugalbert.finetune import examples, metrics, models, results, trial
 from frugalbert.finetune.features import encode
 from frugalbert.finetune.tasks import resolve
+from frugalbert.progress import quiet
 
 
 def build(section: config.Finetune, inputs: dict[str, Path], out: Path, machine: config.Machine) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def _trial(job: trial.Job, init: str, seed: int, out: Path, report: Callable[[in
     started = time.monotonic()
     model, outputs = trial.run_trial(job, init, seed, report)
     if keep:
-        with run.publish(model_path) as work, models.quiet():
+        with run.publish(model_path) as work, quiet():
             model.cpu().save_pretrained(work)
             job.source.tokenizer.model_max_length = job.settings.max_length
             job.source.tokenizer.save_pretrained(work)

@@ -19,9 +19,10 @@ import torch
 from frugalbert import run
 from frugalbert.config import Export, Machine
 from frugalbert.measure import card, onnx, quality
-from frugalbert.measure.models import OURS, copy_tokenizer, load_model, max_length, quiet, read_model_config
+from frugalbert.measure.models import OURS, copy_tokenizer, load_model, max_length, read_model_config
 from frugalbert.measure.session import feed, open_session, require_onnx
 from frugalbert.measure.timing import pick_clock, time_callable
+from frugalbert.progress import quiet
 
 HF_LIMIT = 1e-4
 LATENCY_LENGTH = 128

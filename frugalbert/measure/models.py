@@ -6,15 +6,12 @@ own classes, models of a type that transformers knows with its classes, anything
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import shutil
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from frugalbert import run
+from frugalbert.progress import quiet
 
 OURS = "frugalbert"
 TOKENIZER_FILES = (
@@ -38,24 +35,6 @@ HEADS = {
     "ForReplacedTokenDetection": "AutoModel",
 }
 """Ending of a class name in `architectures` -> the Auto class of transformers that loads it."""
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the warnings and log lines of the libraries inside; exceptions still speak."""
-    from transformers.utils import logging as hf
-
-    before, bars = logging.root.manager.disable, hf.is_progress_bar_enabled()
-    logging.disable(logging.WARNING)
-    hf.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-        if bars:
-            hf.enable_progress_bar()
 
 
 def read_model_config(path: Path) -> dict[str, Any]:

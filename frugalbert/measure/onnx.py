@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from frugalbert.measure.models import max_length, quiet
+from frugalbert.measure.models import max_length
 from frugalbert.measure.session import feed, open_session, require_onnx
+from frugalbert.progress import quiet
 
 PARITY_SHAPES = ((1, 1), (2, 9), (3, 17), (8, 5), (1, 64), (2, 300))
 """Batch and sequence sizes at which an exported file is compared with PyTorch; the second has a size-1 axis."""

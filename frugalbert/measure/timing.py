@@ -122,7 +122,8 @@ Prepare = Callable[[int, int], Callable[[], Any]]
 
 def _load(task: dict[str, Any]) -> Any:
     """A model directory, or stock BERT of the sizes in `task["baseline"]` with random weights."""
-    from frugalbert.measure.models import load_for_serving, quiet
+    from frugalbert.measure.models import load_for_serving
+    from frugalbert.progress import quiet
 
     if task["kind"] == "baseline":
         from transformers import BertConfig, BertModel
@@ -207,10 +208,10 @@ def time_task(task: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> N
 def _serve(task: dict[str, Any], text: str) -> tuple[Prepare, str]:
     """An encoder of its own with random weights, as `task["kind"]` serves it."""
     from frugalbert.measure import onnx
-    from frugalbert.measure.models import quiet
     from frugalbert.model.arch import Arch
     from frugalbert.model.configuration import FrugalConfig
     from frugalbert.model.modeling import FrugalModel
+    from frugalbert.progress import quiet
 
     with quiet(), tempfile.TemporaryDirectory(prefix="frugalbert-latency-") as folder:
         model = FrugalModel(FrugalConfig.from_arch(Arch.parse(text), task["vocab_size"])).eval()
