@@ -1,9 +1,10 @@
 """Our models as stock Hugging Face models and back: the same numbers under other names.
 
-`to_stock` copies a model into `Bert…`, `ModernBert…` or ELECTRA's discriminator, `from_stock` copies one back. Where
-the stock class cannot express an architecture, `why_not_stock` says so in a sentence. Heads smaller than the stock
-class wants and feed-forwards of different widths are padded with zeros, which changes no output: with head size d
-padded to D, queries are multiplied by sqrt(D/d), so that the stock scale 1/sqrt(D) acts as 1/sqrt(d). A padded copy
+`to_stock` copies a model into `Bert…`, `ModernBert…` or ELECTRA's discriminator, `from_stock` copies one back, and
+RoBERTa (arXiv 1907.11692), which is BERT with a table of positions that begins behind the padding id. Where the stock
+class cannot express an architecture, `why_not_stock` says so in a sentence. Heads smaller than the stock class wants
+and feed-forwards of different widths are padded with zeros, which changes no output: with head size d padded to D,
+queries are multiplied by sqrt(D/d), so that the stock scale 1/sqrt(D) acts as 1/sqrt(d). A padded copy
 (AutoTinyBERT's shapes, arXiv 2107.13686) is for inference: it has more parameters and would train differently.
 """
 
@@ -58,6 +59,11 @@ ELECTRA_NAMES = BERT_NAMES | {
     "dense": "discriminator_predictions.dense",
     "classifier": "discriminator_predictions.dense_prediction",
 }
+ROBERTA_NAMES = BERT_NAMES | {
+    "head.dense": "lm_head.dense",
+    "head.norm": "lm_head.layer_norm",
+    "decoder": "lm_head.decoder",
+}
 MODERN_NAMES = {
     "embeddings.word": "embeddings.tok_embeddings",
     "embeddings.norm": "embeddings.norm",
@@ -80,6 +86,8 @@ MODERN_NAMES = {
 STOCK: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "bert": ("Bert", "bert.", "encoder.layer", BERT_NAMES),
     "electra": ("Electra", "electra.", "encoder.layer", ELECTRA_NAMES),
+    "roberta": ("Roberta", "roberta.", "encoder.layer", ROBERTA_NAMES),
+    "xlm-roberta": ("XLMRoberta", "roberta.", "encoder.layer", ROBERTA_NAMES),
     "modernbert": ("ModernBert", "model.", "layers", MODERN_NAMES),
 }
 PARAMETER = re.compile(r"(model\.)?(?:layers(\.[0-9]+\.))?(.+)(\.weight|\.bias)")
@@ -165,8 +173,10 @@ def _stock_name(name: str, kind: str, head: str) -> str:
     assert match, name
     _, encoder, layers, names = STOCK[kind]
     module = names[match[3]]
-    if kind == "bert" and head == "ForQuestionAnswering" and match[3] == "classifier":
+    if kind != "modernbert" and head == "ForQuestionAnswering" and match[3] == "classifier":
         module = "qa_outputs"
+    if "roberta" in kind and head == "ForSequenceClassification" and match[3] in ("pooler", "classifier"):
+        return {"pooler": "classifier.dense", "classifier": "classifier.out_proj"}[match[3]] + match[4]
     return (encoder if match[1] else "") + (layers + match[2] if match[2] else "") + module + match[4]
 
 
@@ -243,28 +253,39 @@ def _stock_config(config: FrugalConfig, arch: Arch, kind: str) -> PreTrainedConf
 
 
 def from_stock(stock: PreTrainedModel) -> PreTrainedModel:
-    """Our copy of a stock BERT, ModernBERT or ELECTRA discriminator, with equal outputs. Raises ValueError."""
+    """Our copy of a stock BERT, RoBERTa, ModernBERT or ELECTRA discriminator, with equal outputs (RoBERTa's where the
+    padding is on the right). Raises ValueError for any other model."""
     kind, name = stock.config.model_type, type(stock).__name__
     head = name.removeprefix(STOCK[kind][0]) if kind in STOCK else ""
     if head not in HEADS or (kind == "electra") != (head == "ForPreTraining"):
         raise ValueError(
-            f"{name} cannot be read; load the checkpoint as Bert… or ModernBert… with one of "
+            f"{name} cannot be read; load the checkpoint as Bert…, Roberta… or ModernBert… with one of "
             f"{', '.join(sorted(set(HEADS) - {'ForPreTraining'}))}, or as ElectraForPreTraining"
         )
+    if head == "ForMaskedLM" and not stock.config.tie_word_embeddings:
+        raise ValueError("this model's output matrix is not its word embeddings; only tied ones can be read")
     arch, settings = (_read_modern if kind == "modernbert" else _read_bert)(stock.config)
     given = stock.config.to_dict()
     config = FrugalConfig(arch=arch.to_text(), **{key: given[key] for key in CARRIED if key in given} | settings)
     our_class = getattr(modeling, HEADS[head])
-    without_pooler = kind == "bert" and head == "Model" and stock.pooler is None
+    without_pooler = kind != "modernbert" and head == "Model" and stock.pooler is None
     ours = our_class(config, add_pooling_layer=False) if without_pooler else our_class(config)
     ours.to(stock.dtype)
     sources = {name: _stock_name(name, kind, head) for name in ours.state_dict()}
     pieces = {source: [name for name in sources if sources[name] == source] for source in sources.values()}
     state = stock.state_dict()
+    if "roberta" in kind:
+        table = _stock_name(("" if head == "Model" else "model.") + "embeddings.position.weight", kind, head)
+        state[table] = state[table][_first_position(stock.config) :]
     ours.load_state_dict(
         {name: state[source].chunk(len(pieces[source]))[pieces[source].index(name)] for name, source in sources.items()}
     )
     return ours.train(stock.training)
+
+
+def _first_position(config: Any) -> int:
+    """The row of the position table that the first token takes."""
+    return config.pad_token_id + 1 if "roberta" in config.model_type else 0
 
 
 def _activation(name: str) -> str:
@@ -276,12 +297,14 @@ def _activation(name: str) -> str:
 def _read_bert(config: Any) -> tuple[Arch, dict[str, Any]]:
     if config.is_decoder or config.add_cross_attention:
         raise ValueError("this BERT is a decoder; only encoders can be read")
+    if "roberta" in config.model_type and config.hidden_act != "gelu":
+        raise ValueError("this RoBERTa has another activation than its output head's gelu; only gelu can be read")
     if config.model_type == "electra" and config.embedding_size != config.hidden_size:
         raise ValueError("this ELECTRA projects its embeddings; only embedding_size = hidden_size can be read")
     heads = config.num_attention_heads
     layer = LayerArch(config.hidden_size, heads, config.hidden_size // heads, config.intermediate_size)
     options = {
-        "max_length": config.max_position_embeddings,
+        "max_length": config.max_position_embeddings - _first_position(config),
         "token_types": config.type_vocab_size,
         "norm_epsilon": config.layer_norm_eps,
         "activation": _activation(config.hidden_act),

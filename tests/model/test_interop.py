@@ -32,6 +32,8 @@ BERT = {
 STOCK = {
     "Bert": transformers.BertConfig(**BERT, hidden_act="relu", layer_norm_eps=1e-5, type_vocab_size=3),
     "Electra": transformers.ElectraConfig(**BERT, embedding_size=24),
+    "Roberta": transformers.RobertaConfig(**BERT | {"pad_token_id": 1}, layer_norm_eps=1e-5, type_vocab_size=1),
+    "XLMRoberta": transformers.XLMRobertaConfig(**BERT | {"pad_token_id": 3}, layer_norm_eps=1e-5, type_vocab_size=1),
     "ModernBert": transformers.ModernBertConfig(
         **BERT,
         local_attention=6,
@@ -45,9 +47,10 @@ STOCK = {
 MASK = torch.tensor([[1] * 13, [1] * 8 + [0] * 5, [1] * 3 + [0] * 10])
 
 
-def batch(head: str, types: int) -> dict[str, torch.Tensor]:
-    """Ragged texts; multiple choice gets each of them twice."""
-    inputs = {"input_ids": tokens(3, 13), "attention_mask": MASK}
+def batch(head: str, types: int, pad: int = 0) -> dict[str, torch.Tensor]:
+    """Ragged texts; multiple choice gets each of them twice. Only padding is `pad`: RoBERTa counts the rest."""
+    ids = tokens(3, 13)
+    inputs = {"input_ids": ids.masked_fill(ids == pad, 60).masked_fill(MASK == 0, pad), "attention_mask": MASK}
     if types:
         inputs["token_type_ids"] = tokens(3, 13, seed=1) % types
     if head == "ForMultipleChoice":
@@ -81,11 +84,29 @@ def test_stock_models_are_read_exactly(start: str, head: str):
     ours = from_stock(stock)
     assert type(ours).__name__ == HEADS[head]
     assert not ours.training
-    inputs = batch(head, 3 if start == "Bert" else 0)
+    inputs = batch(head, 3 if start == "Bert" else 0, config.pad_token_id)
     assert_equal_outputs(ours, stock, inputs)
     assert_equal_outputs(ours, to_stock(ours), inputs)
     if start != "ModernBert":  # its rotary tables are fp32 in fp64 models, ours too, but not to the last digit
         assert_equal_outputs(from_stock(stock.double()), stock.double(), inputs)
+
+
+@pytest.mark.parametrize("start", ["Roberta", "XLMRoberta"])
+def test_packed_documents_are_robertas_rows(start: str):
+    """Documents in one row that do not see each other, each with positions from 0, as RoBERTa has them alone."""
+    stock = randomise(getattr(transformers, start + "ForMaskedLM")(STOCK[start]))
+    inputs = batch("ForMaskedLM", 0, STOCK[start].pad_token_id)
+    rows, real = inputs["input_ids"], MASK.bool()
+    lengths = MASK.sum(1).tolist()
+    with torch.no_grad():
+        packed = from_stock(stock)(
+            rows[real][None],
+            position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
+            document_ids=torch.arange(1, 4).repeat_interleave(MASK.sum(1))[None],
+        ).logits[0]
+        alone = [stock(row[None, :length]).logits[0] for row, length in zip(rows, lengths, strict=True)]
+    assert torch.allclose(packed, torch.cat(alone), rtol=0, atol=1e-5)
+    assert from_stock(stock).config.max_position_embeddings == 32 - STOCK[start].pad_token_id - 1
 
 
 LINES = [
@@ -198,10 +219,12 @@ def test_autotinybert_is_padded_exactly(name: str, heads: int):
 def test_foreign_models_are_refused():
     small = {name: BERT[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
     for config, model, sentence in (
-        (transformers.RobertaConfig(**small), transformers.RobertaModel, "RobertaModel cannot be read"),
+        (transformers.MPNetConfig(**small), transformers.MPNetModel, "MPNetModel cannot be read"),
+        (transformers.BertConfig(**small, tie_word_embeddings=False), transformers.BertForMaskedLM, "only tied ones"),
         (transformers.BertConfig(**small, is_decoder=True), transformers.BertModel, "is a decoder"),
         (transformers.BertConfig(**small, hidden_act="tanh"), transformers.BertModel, "activation 'tanh'"),
         (transformers.BertConfig(**small), transformers.BertForNextSentencePrediction, "cannot be read"),
+        (transformers.RobertaConfig(**small, hidden_act="relu"), transformers.RobertaModel, "only gelu"),
         (transformers.ElectraConfig(**small), transformers.ElectraForPreTraining, "projects its embeddings"),
         (transformers.ModernBertConfig(**BERT, mlp_bias=True), transformers.ModernBertModel, "has biases"),
         (transformers.ModernBertConfig(**BERT, decoder_bias=False), transformers.ModernBertModel, "no output bias"),
