@@ -15,7 +15,8 @@ from typing import Any
 
 from frugalbert.report import planes, plots, selection, tables
 from frugalbert.report.collect import SAMPLE, SELECTION, STAGES, Collected, collect
-from frugalbert.report.plots import Curve, Dots, Plot
+from frugalbert.report.plots import Curve, Dots
+from frugalbert.report.svg import Plot, finish
 from frugalbert.report.verdicts import (
     INITS,
     comparisons,
@@ -93,7 +94,7 @@ def _figures(found: Collected) -> tuple[dict[str, Plot], str]:
     }
     drawn |= {f"latency{index}": plot for index, plot in enumerate(_latencies(found))}
     names = [name for name, plot in drawn.items() if plot is not None]
-    finished, rules = plots.finish([plot for plot in drawn.values() if plot is not None])
+    finished, rules = finish([plot for plot in drawn.values() if plot is not None])
     return dict(zip(names, finished, strict=True)), rules
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from frugalbert.report import plots
 from frugalbert.report.collect import Collected, Selection
-from frugalbert.report.plots import Curve, Plot, Points
+from frugalbert.report.plots import Curve, Points
 from frugalbert.report.selection import MOST_DOTS, finalists_of, is_text, limits_of
+from frugalbert.report.svg import Plot
 from frugalbert.report.wording import (
     at,
     big,

@@ -1,34 +1,22 @@
-"""The report's figures, drawn by matplotlib as SVG that takes its colours and fonts from the page.
-
-In: plain numbers and labels. Out: `Plot`, whose `svg` is the inside of an <svg> element without any style attribute,
-link or identifier of its own kind: colours are classes (`stylesheet` has their rules, in variables that the page sets
-for light, dark and print), so that the page's content security policy can forbid every other style.
-"""
+"""The report's figures, drawn by matplotlib: plain numbers and labels in, `svg.Plot` out."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
+from frugalbert.report.svg import COLOURS, POINTS, Plot, plot_of
 from frugalbert.report.wording import big, milliseconds, short, tick
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colours by name; the file that matplotlib writes carries these stand-ins, the page the variables --ink, --blue, …
-COLOURS = {
-    "ink": "#010101", "muted": "#020202", "grid": "#030303", "blue": "#0000b1", "orange": "#b10000", "green": "#00b100",
-    "purple": "#b100b1", "grey": "#0b0b0b", "teal": "#00b1b1", "red": "#b10001",
-}  # fmt: skip
 SERIES = ("blue", "orange", "green", "purple", "teal", "red", "grey")
-WIDTH, POINTS = 400, 72  # units of the drawing; an inch has 72
+WIDTH = 400  # units of the drawing; an inch has 72
 MOST_POINTS = 240
 SETTINGS = {
     "svg.fonttype": "none", "svg.hashsalt": "frugalbert", "text.parse_math": False, "font.size": 11,
@@ -41,17 +29,6 @@ SETTINGS = {
     "xtick.major.size": 3, "legend.frameon": False, "legend.fontsize": 10.5, "legend.labelcolor": COLOURS["ink"],
     "legend.borderaxespad": 0.0, "legend.handlelength": 1.4, "lines.solid_capstyle": "round",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Plot:
-    """One figure: the inside of its <svg>, its size, what it shows in words, and its caption."""
-
-    svg: str
-    width: int
-    height: int
-    alt: str
-    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,7 +101,7 @@ def curves(
             _title(panel, title)
         panels[-1].set_xlim(left=0)
         panels[-1].set_xlabel(unit, loc="right")
-        return _plot(figure, alt)
+        return plot_of(figure, alt)
 
 
 def scatter(
@@ -151,7 +128,7 @@ def scatter(
         _title(axes, titles[0])
         axes.set_xlabel(titles[1], loc="right")
         figure.legend(loc="outside lower left", ncols=3, columnspacing=1.2, handletextpad=0.6)
-        return _plot(figure, alt)
+        return plot_of(figure, alt)
 
 
 def throughput(curve: Curve, mean: float | None, tokens_at_ceiling: float | None, alt: str) -> Plot:
@@ -177,7 +154,7 @@ def throughput(curve: Curve, mean: float | None, tokens_at_ceiling: float | None
             axes.set_title("of the GEMM ceiling", loc="right", color=COLOURS["muted"])
         axes.set_xlim(left=0)
         axes.set_xlabel(unit, loc="right")
-        return _plot(figure, alt)
+        return plot_of(figure, alt)
 
 
 def stacked_bar(parts: Sequence[tuple[str, float]], alt: str) -> Plot:
@@ -195,7 +172,7 @@ def stacked_bar(parts: Sequence[tuple[str, float]], alt: str) -> Plot:
             left += share
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.5, 0.5)
-        return _plot(figure, alt)
+        return plot_of(figure, alt)
 
 
 @dataclass(frozen=True)
@@ -233,7 +210,7 @@ def dot_plot(tasks: Sequence[Dots], alt: str) -> Plot:
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_formatter(lambda value, _: tick(value))
         _title(axes, "Score in points (100 × metric)")
-        return _plot(figure, alt)
+        return plot_of(figure, alt)
 
 
 def bars(entries: Sequence[tuple[str, float, bool]], title: str, alt: str) -> Plot:
@@ -254,7 +231,7 @@ def bars(entries: Sequence[tuple[str, float, bool]], title: str, alt: str) -> Pl
         for spine in axes.spines.values():
             spine.set_visible(False)
         _title(axes, title)
-        return _plot(figure, alt)
+        return plot_of(figure, alt)
 
 
 # ---- drawing --------------------------------------------------------------------------------------------------------
@@ -331,66 +308,3 @@ def _unit(axis: str, longest: float) -> tuple[float, str]:
         return next(((size, name) for least, size, name in sizes if longest >= least), (1.0, "tokens"))
     sizes = ((7200.0, 3600.0, "hours"), (120.0, 60.0, "minutes"))
     return next(((size, name) for least, size, name in sizes if longest >= least), (1.0, "seconds"))
-
-
-# ---- SVG ------------------------------------------------------------------------------------------------------------
-
-KEPT = {"fill", "stroke", "stroke-width", "stroke-dasharray", "fill-opacity", "stroke-opacity", "opacity",
-        "text-anchor", "font-size", "stroke-linecap", "stroke-linejoin"}  # fmt: skip
-NAMES = {value: f"var(--{name})" for name, value in COLOURS.items()}
-
-
-def _plot(figure: Figure, alt: str) -> Plot:
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    width, height = (round(side * POINTS) for side in figure.get_size_inches())
-    return Plot(file.getvalue().decode(), width, height, alt)
-
-
-def finish(plots: Sequence[Plot]) -> tuple[list[Plot], str]:
-    """The plots with classes instead of styles and identifiers that are unique on the page, and the classes' rules."""
-    classes: dict[str, str] = {}
-    done = [
-        Plot(_inside(plot.svg, f"p{index}-", classes), plot.width, plot.height, plot.alt, plot.caption)
-        for index, plot in enumerate(plots)
-    ]
-    return done, "\n".join(f".{name}{{{rule}}}" for rule, name in classes.items())
-
-
-def _inside(svg: str, prefix: str, classes: dict[str, str]) -> str:
-    """What stands inside the root element: no metadata, no styles, no namespaces, every identifier prefixed."""
-    root = ElementTree.fromstring(svg)
-    used = set(re.findall(r"(?:url\(#|href=\"#)([\w.-]+)", svg))
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag.endswith(("}metadata", "}style")):
-                parent.remove(child)
-    for element in root.iter():
-        element.tag = element.tag.split("}")[-1]
-        attributes: dict[str, str] = {}
-        for name, value in element.attrib.items():
-            name = name.split("}")[-1]
-            if name == "style" and (rule := _rule(value)):
-                attributes["class"] = classes.setdefault(rule, f"m{len(classes)}")
-            elif name == "id" and value == "on":
-                attributes["class"] = "on"
-            elif name == "id" and value in used:
-                attributes["id"] = prefix + value
-            elif name == "href":
-                attributes["href"] = f"#{prefix}{value[1:]}"
-            elif name == "clip-path":
-                attributes["clip-path"] = value.replace("url(#", f"url(#{prefix}")
-            elif name not in ("style", "id") and not value.startswith("rotate(-0 "):
-                attributes[name] = value
-        element.attrib.clear()
-        element.attrib.update(attributes)
-        element.tail = None
-        if element.tag != "text":
-            element.text = None
-    return "".join(ElementTree.tostring(child, encoding="unicode") for child in root)
-
-
-def _rule(style: str) -> str:
-    pairs = [part.split(":", 1) for part in style.split(";") if ":" in part]
-    kept = {name.strip(): value.strip() for name, value in pairs if name.strip() in KEPT}
-    return ";".join(f"{name}:{NAMES.get(value, value)}" for name, value in kept.items())
