@@ -404,13 +404,13 @@ class Space(Section):
     """Let every layer have its own heads, head_dim and ffn."""
     qkv_at_most_hidden: bool = False
     """Leave out architectures whose heads together are wider than the stream."""
+    qkv_is_hidden: bool = False
+    """Leave out architectures whose heads together are not exactly as wide as the stream (all of BERT's kind are)."""
     exportable: bool = False
     """Leave out architectures that stock Hugging Face BERT cannot represent by zero-padded heads."""
 
 
 class Supernet(Training):
-    qkv_is_hidden: bool = False
-    """Leave out architectures whose heads together are not exactly as wide as the stream (all of BERT's kind are)."""
     """Train one encoder all of whose slices are good encoders: the largest of `space`, a few of its slices per step."""
 
     sampling: Literal["sandwich", "random", "random-linear", "alternate", "all"] = "sandwich"
@@ -502,22 +502,81 @@ class Limit(Section):
         return self
 
 
-class Search(Section):
-    """Find the best architecture of the space within a limit, by the losses of the super-network's slices."""
+def _known_maximum(text: str) -> str:
+    Arch.parse_or_path(text)
+    return text
 
-    method: Literal["evolution", "pareto", "random", "fast"] = "evolution"
+
+class Extraction(Section):
+    """How `method: extraction` goes through the space: listed by rising parameters and inference cost, every
+    `interval`-th architecture is judged, and the largest W = (p(T) - p)/p(T) * (i(T) - i)/i(T) / error is taken."""
+
+    interval: Count = 1
+    """Judge one architecture out of so many; 1 judges all."""
+    representative: Literal["first", "middle", "last"] = "first"
+    """Which one of an interval."""
+    maximum: Annotated[str, AfterValidator(_known_maximum)] | None = None
+    """The maximum point T: a preset, a line or an `arch.json`, whose parameters p(T) and inference cost i(T) normalise,
+    and so decide the trade-off; larger ones are rejected. None: the member of the space that is largest in both."""
+    inference: Literal["flops", "latency"] = "flops"
+    """The inference cost i: operations in closed form, or milliseconds (section `latency`)."""
+    floor: Positive = 1e-3
+    """Errors below this count as this."""
+
+
+class ShortRecipe(Section):
+    """One recipe of short trainings; whatever it does not say is as `pretrain` has it by default."""
+
+    optimizer: Literal["sgd", "adam", "adamw", "lamb", "muon"] = "sgd"
+    """`sgd` is what the theory of extraction assumes; the others are outside of it."""
+    learning_rate: Positive
+    """Peak rate (with `muon`: of the parameters AdamW keeps)."""
+    batch_size: Count = 32
+    """Sequences a step."""
+    betas: Annotated[tuple[Share, Share], BeforeValidator(_tuple)] | None = None
+    """As in `pretrain`; none = no momentum with `sgd`, [0.9, 0.98] with the others."""
+
+
+class ShortTraining(Section):
+    """Train every candidate from scratch for a few steps: the same data, order and seeds for all of them."""
+
+    steps: Count
+    """Optimizer steps of each training."""
+    recipes: Annotated[tuple[ShortRecipe, ...], BeforeValidator(_tuple), Field(min_length=1)]
+    """Each is tried; a candidate is judged by the one that serves it best. `{learning_rate: 0.5}` is a list of one."""
+    seeds: Seeds = (0,)
+    """One training per seed; the mean counts."""
+    looks: Count = 4
+    """How often the error is measured during a training, evenly; the lowest counts."""
+
+    @model_validator(mode="after")
+    def _looks(self) -> ShortTraining:
+        if self.looks > self.steps:
+            raise ValueError(f"looks {self.looks} is more than steps {self.steps}; write at most that")
+        return self
+
+
+class Search(Section):
+    """Find the best architecture of the space within a limit, by the losses of the super-network's slices or of short
+    trainings."""
+
+    method: Literal["evolution", "pareto", "random", "fast", "extraction"] = "evolution"
     """`evolution`: mutation, crossover and elites; `pareto`: the front of loss against latency by non-dominated
-    sorting (NSGA-II); `random`; `fast`: AutoTinyBERT's rule of thumb, then random."""
-    limit: Limit
-    """What the encoder may cost."""
+    sorting (NSGA-II); `random`; `fast`: AutoTinyBERT's rule of thumb, then random; `extraction`: every n-th of the
+    whole space by the coefficient W (Bort)."""
+    limit: Limit = Limit()
+    """What the encoder may cost; may be left out with `extraction`."""
+    extraction: Extraction = Extraction()
+    """Only for `method: extraction`."""
     evaluations: Annotated[int, Field(ge=2)] = 200
-    """Architectures that are scored."""
+    """Architectures that are scored; `extraction` scores as many as its interval says."""
     budget: Budget | None = None
     """Also stop after this time, such as `1h`."""
-    quality: Literal["loss", "distillation", "finetune"] = "loss"
+    quality: Literal["loss", "distillation", "finetune", "training"] = "loss"
     """What a candidate is judged by: the inherited weights' held-out masked-LM loss, their distillation loss (with
     `supernet.teacher`), or a fine-tuning of the slice (AutoTinyBERT): 1 minus its tasks' mean headline metric. Report
-    on other data than those tasks' dev sets then."""
+    on other data than those tasks' dev sets then. `training`: the held-out loss after a short training from scratch
+    (Bort), without a super-network."""
     rows: Count = 256
     """Held-out rows per candidate for `loss` and `distillation`."""
     finetune: Finetune | None = None
@@ -531,14 +590,85 @@ class Search(Section):
 
     @model_validator(mode="after")
     def _limits(self) -> Search:
-        if self.limit == Limit():
+        self._extraction()
+        if self.limit == Limit() and self.method != "extraction":
             raise ValueError("limit is empty; write for example {latency_ms: 8}")
         if self.budget is not None and self.budget.kind != "seconds":
             raise ValueError("budget must be a time such as 1h; evaluations counts candidates")
+        if (self.quality == "training") != (self.training is not None):
+            raise ValueError(
+                "quality: training and training: {steps: …, recipes: …} belong together; write both or neither"
+            )
         if (self.quality == "finetune") != (self.finetune is not None):
             raise ValueError("quality: finetune and finetune: {tasks: […]} belong together; write both or neither")
         if self.finetune is not None and self.finetune.model is not None:
             raise ValueError("finetune.model has no place here: slices of the super-network are fine-tuned; remove it")
+        return self
+
+    def _extraction(self) -> None:
+        if self.method != "extraction":
+            if self.extraction != Extraction():
+                raise ValueError("extraction belongs to method: extraction; remove it or set the method")
+            return
+        for name in ("evaluations", "budget", "population", "crossover"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} does not go with method: extraction; extraction.interval says how many it scores"
+                )
+
+
+LayerPair = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], BeforeValidator(_tuple)]
+
+
+class Distill(Section):
+    """Learn from a teacher: a weighted sum of what is written with a weight above 0. By default Bort's loss (arXiv
+    2010.10499) as it was meant: 0.1 of masked words, 0.5 of the teacher's softened predictions at the same places."""
+
+    teacher: str
+    """A masked LM: a directory relative to the YAML, a hub name, or `from supernet`. It reads the same ids, so it needs
+    the same tokenizer; with another one only `hidden` and `relation` are possible, compared word by word."""
+    mlm: Weight = 0.1
+    """Weight of the masked words themselves."""
+    logits: Weight = 0.5
+    """Weight of T^2 KL(teacher || student) at the masked tokens (Hinton et al., arXiv 1503.02531)."""
+    temperature: Positive = 2.0
+    """T: both models' logits are divided by it."""
+    attention: Weight = 0.0
+    """Weight of the squared difference of attention logits, head by head (AutoTinyBERT, TinyBERT): equal numbers of
+    heads."""
+    hidden: Weight = 0.0
+    """Weight of the squared difference of hidden states, projected where the widths differ (AutoTinyBERT, TinyBERT)."""
+    relation: Weight = 0.0
+    """Weight of MiniLMv2's relations among queries, keys and values of the last layer (arXiv 2012.15828): any heads."""
+    layers: Literal["last", "even"] | Annotated[tuple[LayerPair, ...], BeforeValidator(_tuple)] = "last"
+    """Which layers `attention` and `hidden` compare: the last ones; `even`: every layer of the student with one of the
+    teacher's at the same share of its depth, and the embeddings (TinyBERT); or pairs `[[0, 0], [2, 6]]` of a student's
+    and a teacher's layer, counted from 1, 0 = embeddings."""
+    relation_heads: Count = 12
+    """Heads that queries, keys and values are split into for `relation`."""
+    relation_layer: Count | None = None
+    """The teacher's layer for `relation`, counted from 1; default: its last (MiniLMv2: the 21st of 24)."""
+    slice: Literal["even", "first"] = "even"
+    """With `start: from teacher`: which of the teacher's layers are kept; of each the most important heads,
+    feed-forward units and channels."""
+    top_k: Count | None = None
+    """Of the teacher's predictions keep the likeliest, and the rest as one class; none = the whole vocabulary."""
+    cache: str | None = None
+    """Keep the teacher's `top_k` predictions in this directory (relative to the YAML) and ask it once for each masked
+    copy of a row. Needs `top_k`, `mask.copies` and one `mask.rate`; students with the same seed and masks share it."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Distill:
+        if not any((self.logits, self.attention, self.hidden, self.relation)):
+            raise ValueError("nothing is learnt from the teacher; give logits, attention, hidden or relation a weight")
+        if (self.top_k or self.cache) and not self.logits:
+            raise ValueError("top_k and cache belong to logits, whose weight is 0; remove them")
+        if self.cache and self.top_k is None:
+            raise ValueError("cache keeps the most likely predictions; write how many, for example top_k: 32")
+        if self.cache and (self.attention or self.hidden or self.relation):
+            raise ValueError("cache holds predictions alone; attention, hidden and relation need the teacher itself")
+        if self.layers != "last" and not (self.attention or self.hidden):
+            raise ValueError("layers belongs to attention and hidden, whose weights are 0; remove it")
         return self
 
 
@@ -709,7 +839,8 @@ class Config(Section):
     def _order(self) -> Config:
         needs = {"tokenizer": ("corpus",), "shards": ("corpus", "tokenizer"), "pretrain": ("tokenizer", "shards")}
         needs |= {"space": ("tokenizer",), "supernet": ("shards", "space"), "latency": ("space",)}
-        needs |= {"search": ("space", "supernet")}
+        trained = self.search is not None and self.search.quality == "training"
+        needs |= {"search": ("space", "shards") if trained else ("space", "supernet")}
         if self.shards and self.shards.samples:
             if self.corpus is not None:
                 raise ValueError("shards.samples takes the place of the corpus; remove one of the two")
@@ -733,7 +864,13 @@ class Config(Section):
             raise ValueError("pretrain.arch: from search needs the section search; add it or name an architecture")
         if self.search and self.latency is None and (self.search.limit.latency_ms or self.search.limit.speedup):
             raise ValueError("search.limit speaks of latency, which the section latency measures; add latency: {}")
-        if self.search and self.supernet and self.search.quality != "finetune":
+        if self.search and self.latency is None and self.search.extraction.inference == "latency":
+            raise ValueError("search.extraction.inference: latency needs the section latency; add latency: {}")
+        if self.search and self.pretrain and self.pretrain.start == FROM_SEARCH and trained:
+            raise ValueError(
+                "search.quality: training gives an architecture without weights; remove pretrain.start: from search"
+            )
+        if self.search and self.supernet and self.search.quality not in ("finetune", "training"):
             wanted = "distillation" if self.supernet.teacher else "loss"
             if self.search.quality != wanted:
                 having = "with" if self.supernet.teacher else "without"

@@ -20,7 +20,8 @@ from frugalbert.model.arch import Arch
 from frugalbert.progress import number
 
 if TYPE_CHECKING:
-    from frugalbert.search.candidates import Candidate
+    from frugalbert.search.extraction import Errors, Judge
+    from frugalbert.space import Space as Choices
 
 FINALISTS = 5
 
@@ -41,22 +42,8 @@ def write_space(section: Space, inputs: dict[str, Path], out: Path, machine: Mac
 
 def search(section: Search, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """The stage `search`; returns its summary. Raises ValueError for what the user can mend, Stopped on a signal."""
-    import numpy as np
-
-    from frugalbert.budget import Clock
-    from frugalbert.search.evolution import Settings
-    from frugalbert.search.run import search as find
-    from frugalbert.search.run import write_result
-    from frugalbert.space import Space as Choices
-
-    space = Choices.from_json(run.read_json(inputs["space"] / "space.json"))
-    cost = _cost(inputs)
-    score = _score(section, inputs, out, machine)
-    settings = Settings.of(section, out / "journal.jsonl")
-    result = find(space, score, cost, section.limit, np.random.default_rng(section.seed), Clock(), settings)
-    summary = write_result(out, result)
-    sound = [candidate for candidate in result.candidates if math.isfinite(candidate.score)]
-    finalists = sorted(sound, key=lambda candidate: candidate.score)[:FINALISTS]
+    find = _extract if section.method == "extraction" else _find
+    summary, finalists = find(section, inputs, out, machine)
     measured = _measure(finalists, section.limit, inputs, out)
     kept = next((row for row in measured if not row["violates"]), measured[0])
     if kept is not measured[0]:
@@ -65,12 +52,64 @@ def search(section: Search, inputs: dict[str, Path], out: Path, machine: Machine
         run.say("search: every finalist misses the limit when measured again; the best one is written all the same")
     arch = Arch.parse(kept["arch"])
     run.write_json(out / "arch.json", arch.to_json())
-    _write_model(inputs, arch, out / "model")
-    run.say(f"search: {arch}")
+    if section.quality != "training":
+        _write_model(inputs, arch, out / "model")
+    run.say(f"search: {arch}" + (", the best of the visited ones under W" if "w" in kept else ""))
     violations = sum(row["violates"] for row in measured)
     run.write_json(out / "search.json", {**summary, "chosen": kept, "finalists": measured, "violations": violations})
     headline = {"arch": str(arch), "score": kept["score"], "evaluations": summary["evaluations"]}
-    return {**headline, **{name: kept[name] for name in ("latency_ms", "parameters") if name in kept}}
+    return {**headline, **{name: kept[name] for name in ("w", "latency_ms", "parameters") if name in kept}}
+
+
+Found = tuple[dict[str, Any], list[dict[str, Any]]]
+"""The summary for search.json, and the rows of the best few."""
+
+
+def _find(section: Search, inputs: dict[str, Path], out: Path, machine: Machine) -> Found:
+    """By a method that proposes what to score next."""
+    import numpy as np
+
+    from frugalbert.budget import Clock
+    from frugalbert.search.evolution import Settings
+    from frugalbert.search.run import search as find
+    from frugalbert.search.run import write_result
+
+    space, score = _space(inputs), _score(section, inputs, out, machine)
+    settings = Settings.of(section, out / "journal.jsonl")
+    result = find(space, score, _cost(inputs), section.limit, np.random.default_rng(section.seed), Clock(), settings)
+    summary = write_result(out, result)
+    sound = [candidate for candidate in result.candidates if math.isfinite(candidate.score)]
+    best = sorted(sound, key=lambda candidate: candidate.score)[:FINALISTS]
+    return summary, [candidate.to_json() for candidate in best]
+
+
+def _extract(section: Search, inputs: dict[str, Path], out: Path, machine: Machine) -> Found:
+    """By every n-th of the whole space (`search/extraction.py`)."""
+    from frugalbert.search import extraction
+
+    space, cost, judge = _space(inputs), _cost(inputs), _judge(section, inputs, out, machine)
+    settings, kinds = section.extraction, list(extraction.INFERENCE)
+
+    def point(arch: Arch, kind: str) -> extraction.Maximum:
+        costs = cost(arch)
+        if kind == "latency" and not space.contains(arch):  # the predictor knows the space, not what lies beyond it
+            costs["latency_ms"] = _time([arch], inputs, out / "maximum.jsonl")[0]["median_ms"]
+        return extraction.Maximum(str(arch), costs["parameters"], costs[extraction.INFERENCE[kind]])
+
+    maximum = None
+    if settings.maximum is not None:
+        maximum = point(Arch.load(settings.maximum, inputs["yaml"]), settings.inference)
+    found = extraction.extract(space, judge, cost, section.limit, settings, maximum)
+    other, arch = next(kind for kind in kinds if kind != settings.inference), Arch.parse(found.maximum.name)
+    known = other != "latency" or ("latency" in inputs and space.contains(arch))
+    summary = extraction.write_result(out, found, point(arch, other) if known else None)
+    return summary, [one.to_json() for one in found.ranking[:FINALISTS]]
+
+
+def _space(inputs: dict[str, Path]) -> Choices:
+    from frugalbert.space import Space as Choices
+
+    return Choices.from_json(run.read_json(inputs["space"] / "space.json"))
 
 
 # ---- costs -----------------------------------------------------------------------------------------------------------
@@ -97,24 +136,31 @@ def _cost(inputs: dict[str, Path]) -> Callable[[Arch], dict[str, float]]:
     return cost
 
 
-def _measure(finalists: list[Candidate], limit: Limit, inputs: dict[str, Path], out: Path) -> list[dict[str, Any]]:
-    """A row per finalist: predicted and measured latency, score, and whether a measured limit is violated."""
-    from frugalbert.measure import predictor, table
+def _measure(finalists: list[dict[str, Any]], limit: Limit, inputs: dict[str, Path], out: Path) -> list[dict[str, Any]]:
+    """The rows of the finalists with measured latency, and whether a measured limit is violated."""
+    from frugalbert.measure import predictor
     from frugalbert.search.candidates import windows
 
-    rows = [{**candidate.to_json(), "violates": False} for candidate in finalists]
+    rows = [{**row, "violates": False} for row in finalists]
     if "latency" not in inputs:
         return rows
-    found = predictor.load(inputs["latency"] / "predictor.json")
-    section = Latency.model_validate(run.read_json(inputs["latency"] / run.RECORD)["section"])
-    again = table.remeasure([candidate.arch for candidate in finalists], found, section, out / "measured.jsonl")
-    base = found.report["largest_ms"]
+    again = _time([Arch.parse(row["arch"]) for row in rows], inputs, out / "measured.jsonl")
+    base = predictor.load(inputs["latency"] / "predictor.json").report["largest_ms"]
     for row, timing in zip(rows, again, strict=True):
         row["measured_ms"], row["noisy"] = timing["median_ms"], timing["noisy"]
         real = {"latency_ms": timing["median_ms"], "speedup": base / timing["median_ms"]}
         for name, (least, most) in windows(limit).items():
             row["violates"] |= name in real and not least <= real[name] <= most
     return rows
+
+
+def _time(archs: list[Arch], inputs: dict[str, Path], file: Path) -> list[dict[str, Any]]:
+    """A row of the latency table per architecture, measured now; `file` is its journal."""
+    from frugalbert.measure import predictor, table
+
+    found = predictor.load(inputs["latency"] / "predictor.json")
+    section = Latency.model_validate(run.read_json(inputs["latency"] / run.RECORD)["section"])
+    return table.remeasure(archs, found, section, file)
 
 
 # ---- quality ---------------------------------------------------------------------------------------------------------
@@ -124,21 +170,19 @@ def _score(
     section: Search, inputs: dict[str, Path], out: Path, machine: Machine
 ) -> Callable[[list[Arch]], list[float]]:
     """Losses of architectures as the super-network's slices, in this process or many (`machine.workers`, Dask)."""
+    if section.quality == "training":
+        judge = _judge(section, inputs, out, machine)
+        return lambda archs: [_mean_of_best(trials) for trials in judge(archs)]
     if "supernet" not in inputs:
         raise ValueError("search needs the section supernet, whose slices it scores; add it")
-    from frugalbert import dist, fanout
     from frugalbert.train import inherited
 
     distilled = inherited.section_of(inputs["supernet"]).teacher is not None
     if (section.quality == "distillation") != distilled and section.quality != "finetune":
         wanted = "distillation" if distilled else "loss"
         raise ValueError(f"search.quality {section.quality} does not go with this super-network; write {wanted}")
-    workers = 1 if machine.workers == "auto" else machine.workers
-    if workers == 1 and machine.scheduler is None:
-        dist.set_threads(machine)
-    fixed = {name: str(inputs[name].resolve()) for name in ("supernet", "shards", "tokenizer", "yaml")}
+    fixed = {name: str(inputs[name].resolve()) for name in inherited.PLACES}
     fixed |= {"quality": section.quality, "device": machine.device, "rows": section.rows}
-    fixed["threads"] = 1 if workers > 1 or machine.scheduler else 0
     function = inherited.score
     if section.quality == "finetune":
         function = finetuned
@@ -147,13 +191,68 @@ def _score(
         fixed |= {"machine": machine.model_dump(mode="json")}
 
     def score(archs: list[Arch]) -> list[float]:
-        tasks = [{**fixed, "arch": str(arch)} for arch in archs]
-        found = fanout.run_tasks(
-            function, tasks, journal=out / "scores.jsonl", workers=workers, scheduler=machine.scheduler, label="search"
-        )
+        found = _fan_out(function, [{**fixed, "arch": str(arch)} for arch in archs], out, machine)
         return [math.nan if value is None else value for value in found]
 
     return score
+
+
+def _judge(section: Search, inputs: dict[str, Path], out: Path, machine: Machine) -> Judge:
+    """Of architectures what each recipe makes of them; the super-network counts as one recipe with one seed."""
+    from frugalbert.search.extraction import Errors
+    from frugalbert.train import short
+
+    if section.quality != "training":
+        score = _score(section, inputs, out, machine)
+        return lambda archs: [[Errors((loss,)) if math.isfinite(loss) else None] for loss in score(archs)]
+    settings = section.training
+    assert settings is not None
+    outside = sorted({recipe.optimizer for recipe in settings.recipes} - {"sgd"})
+    if outside and section.method == "extraction":
+        run.say(f"search: optimizer {', '.join(outside)} is outside the theory of extraction, which assumes SGD")
+    fixed: dict[str, Any] = {name: str(inputs[name].resolve()) for name in short.PLACES}
+    fixed |= {"work": str(out.resolve() / "trials"), "steps": settings.steps, "looks": settings.looks}
+    fixed |= {"rows": section.rows, "device": machine.device}
+
+    def judge(archs: list[Arch]) -> list[list[Errors | None]]:
+        trials = [
+            {"recipe": r.model_dump(mode="json"), "seed": seed} for r in settings.recipes for seed in settings.seeds
+        ]
+        tasks = [{**fixed, **trial, "arch": str(arch)} for trial in trials for arch in archs]  # a worker keeps the data
+        found = _fan_out(short.score, tasks, out, machine)
+        rows = [found[place :: len(archs)] for place in range(len(archs))]
+        count = len(settings.seeds)
+        return [[_errors(row[start : start + count]) for start in range(0, len(row), count)] for row in rows]
+
+    return judge
+
+
+def _errors(rows: list[dict[str, Any] | None]) -> Errors | None:
+    """The trainings of one recipe, one row per seed; None if one of them diverged."""
+    from frugalbert.search.extraction import Errors
+
+    sound = [row for row in rows if row is not None]
+    if len(sound) < len(rows):
+        return None
+    columns = [tuple(row[name] for row in sound) for name in ("error", "errors", "half_error")]
+    return Errors(columns[0], tuple(map(tuple, columns[1])), columns[2])
+
+
+def _mean_of_best(trials: list[Errors | None]) -> float:
+    return min((sum(trial.final) / len(trial.final) for trial in trials if trial is not None), default=math.nan)
+
+
+def _fan_out(function: Callable[[dict[str, Any]], Any], tasks: list[Any], out: Path, machine: Machine) -> list[Any]:
+    """Results of the tasks, in this process or many."""
+    from frugalbert import dist, fanout
+
+    workers = 1 if machine.workers == "auto" else machine.workers
+    alone = workers == 1 and machine.scheduler is None
+    if alone:
+        dist.set_threads(machine)
+    tasks = [{**task, "threads": 0 if alone else 1} for task in tasks]
+    places = {"journal": out / "scores.jsonl", "workers": workers, "scheduler": machine.scheduler}
+    return fanout.run_tasks(function, tasks, **places, label="search")
 
 
 def finetuned(task: dict[str, Any]) -> float | None:
