@@ -578,7 +578,9 @@ class Search(Section):
     on other data than those tasks' dev sets then. `training`: the held-out loss after a short training from scratch
     (Bort), without a super-network."""
     rows: Count = 256
-    """Held-out rows per candidate for `loss` and `distillation`."""
+    """Held-out rows per candidate for `loss`, `distillation` and `training`."""
+    training: ShortTraining | None = None
+    """Steps and recipes for `quality: training`."""
     finetune: Finetune | None = None
     """Tasks and recipe for `quality: finetune`, with the keys of the section `finetune`; never a random baseline."""
     population: Annotated[int, Field(ge=4)] = 32
