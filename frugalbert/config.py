@@ -28,6 +28,10 @@ from frugalbert.model.arch import Arch
 
 FROM_SEARCH = "from search"
 """Value of `pretrain.arch` and `pretrain.start`: what the stage search has found."""
+FROM_TEACHER = "from teacher"
+"""Value of `pretrain.start`: a slice of the teacher."""
+FROM_SUPERNET = "from supernet"
+"""Value of `pretrain.distill.teacher`: the super-network of the same run, whole."""
 
 
 def _tuple(value: Any) -> Any:
@@ -50,6 +54,7 @@ Budget = Annotated[
     WithJsonSchema({"type": "string", "examples": ["24h", "90m", "2e9tok", "10000steps", "3epochs"]}),
 ]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -682,11 +687,13 @@ class Pretrain(Training):
     path to an `arch.json`, or `from search`."""
     start: str | None = None
     """Continue from these weights (a model directory or hub name) instead of random ones; `from search`: the chosen
-    architecture's share of the super-network."""
-    objective: Literal["mlm", "rtd"] = "mlm"
-    """Masked language modelling, or replaced-token detection."""
+    architecture's share of the super-network; `from teacher`: a slice of `distill.teacher`."""
+    objective: Literal["mlm", "rtd", "distill"] = "mlm"
+    """Masked language modelling, replaced-token detection, or learning from a teacher."""
     replaced: ReplacedTokens = ReplacedTokens()
     """Only for `objective: rtd`."""
+    distill: Distill | None = None
+    """Only for `objective: distill`: the teacher, and what is learnt from it."""
 
     @model_validator(mode="after")
     def _objective(self) -> Pretrain:
@@ -696,6 +703,14 @@ class Pretrain(Training):
             raise ValueError("start: from search needs arch: from search as well")
         if self.objective != "rtd" and self.replaced != ReplacedTokens():
             raise ValueError("replaced belongs to objective: rtd; remove it or set the objective")
+        if (self.objective == "distill") != (self.distill is not None):
+            raise ValueError("objective: distill and distill: {teacher: …} belong together; write both or neither")
+        if self.start == FROM_TEACHER and self.distill is None:
+            raise ValueError("start: from teacher needs objective: distill and distill: {teacher: …}")
+        if self.distill and self.distill.cache and (self.mask.copies is None or len(set(self.mask.rate)) > 1):
+            raise ValueError(
+                "distill.cache needs masks that come again; write mask: {rate: 0.15, copies: 10}, or remove the cache"
+            )
         return self
 
 
@@ -864,6 +879,13 @@ class Config(Section):
                     )
         if self.pretrain and self.pretrain.arch == FROM_SEARCH and self.search is None:
             raise ValueError("pretrain.arch: from search needs the section search; add it or name an architecture")
+        if (
+            self.pretrain and self.pretrain.distill and self.pretrain.distill.teacher == FROM_SUPERNET
+            and self.supernet is None
+        ):  # fmt: skip
+            raise ValueError(
+                "pretrain.distill.teacher: from supernet needs the section supernet; add it or name a model"
+            )
         if self.search and self.latency is None and (self.search.limit.latency_ms or self.search.limit.speedup):
             raise ValueError("search.limit speaks of latency, which the section latency measures; add latency: {}")
         if self.search and self.latency is None and self.search.extraction.inference == "latency":

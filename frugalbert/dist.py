@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import platform
 import queue
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -250,12 +252,29 @@ def no_sync(model: nn.Module, *, last: bool) -> Iterator[None]:
 
 
 def finish() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one.
+
+    Whatever still refers to it (FSDP's modules, in circles) keeps gloo's threads alive; one of them that drops a tensor
+    while Python shuts down aborts the process. So models must be out of reach by now, and are collected first.
+    """
     if world() > 1:
         import torch.distributed as group
 
-        if group.is_initialized():
-            group.destroy_process_group()
+        gc.collect()
+        group.destroy_process_group()
+
+
+@contextlib.contextmanager
+def ranks(machine: Machine) -> Iterator[torch.device]:
+    """`start` and `finish` around a call that holds all models, also if it fails."""
+    device = start(machine)
+    try:
+        yield device
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the models
+        raise
+    finally:
+        finish()
 
 
 # ---- trackers --------------------------------------------------------------------------------------------------------

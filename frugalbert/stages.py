@@ -23,7 +23,18 @@ from typing import Any
 import yaml
 
 from frugalbert import run as files
-from frugalbert.config import FROM_SEARCH, Config, Finetune, Pretrain, Search, Section, Supernet, Task
+from frugalbert.config import (
+    FROM_SEARCH,
+    FROM_SUPERNET,
+    FROM_TEACHER,
+    Config,
+    Finetune,
+    Pretrain,
+    Search,
+    Section,
+    Supernet,
+    Task,
+)
 from frugalbert.plugins import outside
 from frugalbert.progress import duration, number
 
@@ -51,7 +62,9 @@ def _corpus_paths(section: Any) -> list[str]:
 def _pretrain_paths(section: Pretrain) -> list[str]:
     plugins = outside(section.optimizer, section.curve)
     arch = [section.arch] if section.arch.endswith(".json") else []
-    return [*plugins, *arch, *([section.start] if section.start not in (None, FROM_SEARCH) else [])]
+    teacher = section.distill.teacher if section.distill else None
+    models = [path for path in (section.start, teacher) if path not in (None, FROM_SEARCH, FROM_TEACHER, FROM_SUPERNET)]
+    return [*plugins, *arch, *models]
 
 
 def _supernet_paths(section: Supernet) -> list[str]:
@@ -78,7 +91,7 @@ STAGES = (
     Stage("latency", ("space", "tokenizer"), "frugalbert.measure.table:build", precious=True),
     Stage("search", ("space", "supernet", "latency", "shards", "tokenizer"), "frugalbert.selection:search",
           _search_paths, precious=True),
-    Stage("pretrain", ("shards", "tokenizer", "search"), "frugalbert.train.pretrain:build", _pretrain_paths,
+    Stage("pretrain", ("shards", "tokenizer", "supernet", "search"), "frugalbert.train.pretrain:build", _pretrain_paths,
           all_ranks=True, precious=True),
     Stage("finetune", ("pretrain", "tokenizer", "corpus"), "frugalbert.finetune.runner:build", _finetune_paths,
           precious=True),

@@ -10,7 +10,7 @@ arXiv 1810.04805, section 3.1 and appendix A.1), whole words as in its later rel
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +31,7 @@ class Vocabulary:
     """What masking knows of a tokenizer, as tables on the device. `size` is the largest id + 1.
 
     special (size,) bool; ordinary (size - specials,) int64: ids that may replace a token; continuation (size,) bool:
-    ids that continue the word before them, or None if the tokenizer does not mark where words start.
+    ids that continue the word before them, or None if the tokenizer does not mark where words start; tokens: their ids.
     """
 
     size: int
@@ -42,6 +42,7 @@ class Vocabulary:
     special: Tensor
     ordinary: Tensor
     continuation: Tensor | None
+    tokens: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
@@ -62,6 +63,7 @@ class Vocabulary:
             special=special,
             ordinary=torch.nonzero(used & ~special).flatten(),
             continuation=_continuation(tokens, model, size),
+            tokens=tokens,
         )
 
     def to(self, device: torch.device | str) -> Vocabulary:
@@ -97,7 +99,8 @@ class Batch:
     input_ids (B, T) int64; position_ids (B, T) counting from 0 in each document; document_ids (B, T): 1, 2, … and 0 for
     padding; masked_positions (B*k,) into the flattened B*T, ascending within a row; labels (B*k,): the original ids,
     or -100 in slots that a row has no use for (they point at its first position, which stays as it is); draws (B*k,)
-    float32 uniform in [0, 1), one per slot, for `sample`.
+    float32 uniform in [0, 1), one per slot, for `sample`; copies (B,) int64: row_id * `mask.copies` + the copy, or None
+    if masks never come again.
     """
 
     input_ids: Tensor
@@ -106,6 +109,7 @@ class Batch:
     masked_positions: Tensor
     labels: Tensor
     draws: Tensor
+    copies: Tensor | None = None
 
 
 def num_slots(rate: float, length: int, most: int | None = None) -> int:
@@ -129,6 +133,7 @@ def mlm_batch(
     ids = rows.long()
     num_rows, length = ids.shape
     document_ids, position_ids = documents(ids, vocabulary)
+    copies = None if settings.copies is None else row_ids * settings.copies + epochs % settings.copies
     key = _key(seed, row_ids, epochs if settings.copies is None else epochs % settings.copies)
     candidate = ~vocabulary.special[ids]
     num_real = (document_ids > 0).sum(1, keepdim=True)
@@ -154,6 +159,7 @@ def mlm_batch(
         masked_positions=(position + first).flatten(),
         labels=original.masked_fill(~valid, IGNORED).flatten(),
         draws=(_shift(_noise(key, position, 2), 40).float() * 2.0**-24).flatten(),
+        copies=copies,
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from frugalbert import dist
 from frugalbert.budget import Clock
-from frugalbert.config import FROM_SEARCH, Machine, Pretrain, Training
+from frugalbert.config import FROM_SEARCH, FROM_SUPERNET, FROM_TEACHER, Machine, Pretrain, Supernet, Training
 from frugalbert.data import tokenizer as tokenizers
 from frugalbert.data.masking import Batch, Vocabulary
 from frugalbert.data.rows import read_index
@@ -30,7 +30,9 @@ from frugalbert.train.loop import train
 from frugalbert.train.objectives import Electra, MaskedLM, ReplacedTokens, generator_arch
 from frugalbert.train.optim import OptimizerSettings, check_optimizer, make_optimizer, parameter_table
 from frugalbert.train.state import Drawn, Recipe, Run, write_weights
+from frugalbert.train.student import Distilled, Student
 from frugalbert.train.summary import announce, attended, summarise
+from frugalbert.train.teacher import load_teacher, slice_of_teacher
 from frugalbert.train.weights import load_model
 
 if TYPE_CHECKING:
@@ -47,24 +49,39 @@ def build(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Machin
     Raises ValueError and OSError for what the user can mend, Stopped after a signal.
     """
     section = resolved(section, inputs)
-    Arch.load(section.arch, inputs["yaml"])
+    arch = Arch.load(section.arch, inputs["yaml"])  # a mistake in it shows at once
 
     def make(longest: int, vocabulary: Vocabulary) -> Method:
-        model = make_model(section, inputs["yaml"], longest, vocabulary)
-        if isinstance(model, Electra):
-            return Method(model, model.discriminator, make_objective(section), "discriminator.")
-        return Method(model, model, make_objective(section))
+        lengths = row_lengths(section, inputs["shards"])
+        teacher = load_teacher(section, inputs, lengths, vocabulary) if section.distill else None
+        if section.start == FROM_TEACHER and teacher is not None:
+            model = slice_of_teacher(section, arch, teacher, inputs["shards"], vocabulary)
+        else:
+            model = make_model(section, inputs["yaml"], longest, vocabulary)
+        if section.distill and teacher is not None:
+            student = Student(model, teacher, section.distill)
+            objective = Distilled(section.isolate_documents, section.distill)
+            return Method(student, model, objective, "network.", blocks=student.blocks())
+        if section.objective == "rtd":
+            both = with_generator(section, model)
+            return Method(
+                both, model, ReplacedTokens(section.isolate_documents, section.replaced.weight), "discriminator."
+            )
+        return Method(model, model, MaskedLM(section.isolate_documents))
 
     return run_training(section, inputs, out, machine, make)
 
 
 def resolved(section: Pretrain, inputs: dict[str, Path]) -> Pretrain:
-    """`from search` replaced by what the stage search has written."""
-    found: dict[str, str] = {}
+    """`from search` and `from supernet` replaced by what these stages have written."""
+    found: dict[str, Any] = {}
     if section.arch == FROM_SEARCH:
         found["arch"] = str((inputs["search"] / "arch.json").resolve())
     if section.start == FROM_SEARCH:
         found["start"] = str((inputs["search"] / "model").resolve())
+    if section.distill and section.distill.teacher == FROM_SUPERNET:
+        teacher = str((inputs["supernet"] / "model").resolve())
+        found["distill"] = section.distill.model_copy(update={"teacher": teacher})
     return section.model_copy(update=found)
 
 
@@ -74,7 +91,7 @@ class Method:
 
     `kept` is the Hugging Face model that is written: `model`, or the part of it whose weights begin with `prefix`.
     `change` wraps the drawing of batches; `prepare` sees the assembled run before it starts; `passes` of the kept model
-    hold their activations at once.
+    hold their activations at once; `blocks` are the layers that may be compiled, by default all.
     """
 
     model: nn.Module
@@ -84,57 +101,62 @@ class Method:
     passes: float = 1.0
     change: Callable[[Draw], Draw] = lambda draw: draw
     prepare: Callable[[Run], None] = lambda run: None
+    blocks: list[nn.Module] | None = None
 
 
 def run_training(
     section: Training, inputs: dict[str, Path], out: Path, machine: Machine, make: Callable[[int, Vocabulary], Method]
 ) -> dict[str, Any]:
     """Train what `make(longest row, vocabulary)` gives within the section's budget; returns the headline figures."""
-    clock, folder = Clock(), inputs["yaml"]
     with keys_of(section):
-        check(section, machine, folder)
-    device = dist.start(machine)
-    try:
-        tokenizer = tokenizers.load(inputs["tokenizer"])
-        vocabulary = Vocabulary.from_tokenizer(tokenizer).to(device)
-        lengths = row_lengths(section, inputs["shards"])
-        digest = tokenizers.digest(inputs["tokenizer"])
-        sampler = Sampler(section, inputs["shards"], lengths, vocabulary, digest)
-        held_out = HeldOut(inputs["shards"], lengths[0], vocabulary, section.validation.rows)
-        with keys_of(section):
-            method = make(max(lengths), vocabulary)
-        model = method.model.to(device)
-        compiled = compile_blocks(model, section, machine, device)
-        run = Run(
-            model=model,
-            parallel=dist.wrap(model, device, machine.strategy),
-            optimizer=make_optimizer(model, optimizer_settings(section), folder),
-            device=device,
-            precision=dist.pick_precision(section.precision, device),
-            recipe=make_recipe(section, folder),
-            clock=clock,
-            out=out,
-            draw=method.change(sampler.draw),
-            objective=method.objective,
-            write_model=writer(method.kept, tokenizer),
-            prefix=method.prefix,
-            trackers=dist.Trackers(machine.trackers, out.parent.name, out / "trackers"),
-            micro_batch=first_micro_batch(section, machine, device, method, lengths[0]),
-            micro_batch_fixed=machine.micro_batch != "auto",
-            trial=device.type == "cuda" or compiled,
-        )
-        run.validate = validator(run, method.objective, held_out)
-        method.prepare(run)
-        run.state.costs["setup"] = clock.seconds()
-        write_table(run, section)
-        flops = method.objective.flops(model, attended(section, sampler), mask_rate(section.mask, 0.5))
-        ceiling = announce(run, section, sampler, method.kept, flops)
-        train(run)
-        write_weights(run, out / "model")
-        measured = {"flops_per_token": flops, "ceiling_flops": ceiling, "compile": compiled}
-        return summarise(run, sampler, held_out, method.kept, measured)
-    finally:
-        dist.finish()
+        check(section, machine, inputs["yaml"])
+    with dist.ranks(machine) as device:
+        return _train(section, inputs, out, machine, make, device)
+
+
+def _train(
+    section: Training, inputs: dict[str, Path], out: Path, machine: Machine, make: Callable[[int, Vocabulary], Method],
+    device: torch.device,
+) -> dict[str, Any]:  # fmt: skip
+    clock, folder = Clock(), inputs["yaml"]
+    tokenizer = tokenizers.load(inputs["tokenizer"])
+    vocabulary = Vocabulary.from_tokenizer(tokenizer).to(device)
+    lengths = row_lengths(section, inputs["shards"])
+    digest = tokenizers.digest(inputs["tokenizer"])
+    sampler = Sampler(section, inputs["shards"], lengths, vocabulary, digest)
+    held_out = HeldOut(inputs["shards"], lengths[0], vocabulary, section.validation.rows)
+    with keys_of(section):
+        method = make(max(lengths), vocabulary)
+    model = method.model.to(device)
+    compiled = compile_blocks(method, section, machine, device)
+    run = Run(
+        model=model,
+        parallel=dist.wrap(model, device, machine.strategy),
+        optimizer=make_optimizer(model, optimizer_settings(section), folder),
+        device=device,
+        precision=dist.pick_precision(section.precision, device),
+        recipe=make_recipe(section, folder),
+        clock=clock,
+        out=out,
+        draw=method.change(sampler.draw),
+        objective=method.objective,
+        write_model=writer(method.kept, tokenizer),
+        prefix=method.prefix,
+        trackers=dist.Trackers(machine.trackers, out.parent.name, out / "trackers"),
+        micro_batch=first_micro_batch(section, machine, device, method, lengths[0]),
+        micro_batch_fixed=machine.micro_batch != "auto",
+        trial=device.type == "cuda" or compiled,
+    )
+    run.validate = validator(run, method.objective, held_out)
+    method.prepare(run)
+    run.state.costs["setup"] = clock.seconds()
+    write_table(run, section)
+    flops = method.objective.flops(model, attended(section, sampler), mask_rate(section.mask, 0.5))
+    ceiling = announce(run, section, sampler, method.kept, flops)
+    train(run)
+    write_weights(run, out / "model")
+    measured = {"flops_per_token": flops, "ceiling_flops": ceiling, "compile": compiled}
+    return summarise(run, sampler, held_out, method.kept, measured)
 
 
 # ---- from the section to parts ---------------------------------------------------------------------------------------
@@ -201,53 +223,52 @@ def make_recipe(section: Training, folder: Path) -> Recipe:
     )
 
 
-def make_objective(section: Pretrain) -> MaskedLM | ReplacedTokens:
-    if section.objective == "rtd":
-        return ReplacedTokens(section.isolate_documents, section.replaced.weight)
-    return MaskedLM(section.isolate_documents)
-
-
-def make_model(section: Pretrain, folder: Path, longest: int, vocabulary: Vocabulary) -> nn.Module:
+def make_model(section: Pretrain, folder: Path, longest: int, vocabulary: Vocabulary) -> Any:
     """The model to train, from `seed` or from the weights of `start`. Raises ValueError if they do not fit."""
+    arch = Arch.load(section.arch, folder)
+    model = first_weights(section, arch, folder, vocabulary)
+    known = model.config.to_arch()
+    if "arch" in section.model_fields_set and known != arch:
+        raise ValueError(f"pretrain.start {section.start} is {known}, not {section.arch}; remove pretrain.arch")
+    if known.max_length < longest:
+        raise ValueError(f"pretrain.arch knows {known.max_length} positions; add max_length={longest} for these shards")
+    return model
+
+
+def first_weights(section: Pretrain | Supernet, arch: Arch, folder: Path, vocabulary: Vocabulary) -> Any:
+    """A model of `arch` with random weights of `section.seed`, or that of `section.start`, whatever its Arch.
+
+    Raises ValueError if there is none or it has another vocabulary.
+    """
     from frugalbert.model.configuration import FrugalConfig
     from frugalbert.model.modeling import FrugalForMaskedLM, FrugalForReplacedTokenDetection
 
     torch.manual_seed(section.seed)
-    arch = Arch.load(section.arch, folder)
-    kind = FrugalForReplacedTokenDetection if section.objective == "rtd" else FrugalForMaskedLM
+    detects = isinstance(section, Pretrain) and section.objective == "rtd"
+    kind = FrugalForReplacedTokenDetection if detects else FrugalForMaskedLM
     if section.start is None:
-        config = FrugalConfig.from_arch(arch, vocabulary.size, vocabulary.pad, section.dropout)
-        model: Any = kind(config)
-    else:
-        model = start_from(section, folder, kind, vocabulary)
-        arch = model.config.to_arch()
-    if arch.max_length < longest:
-        raise ValueError(f"pretrain.arch knows {arch.max_length} positions; add max_length={longest} for these shards")
-    if section.objective != "rtd":
-        return model.train()
-    small = generator_arch(arch, section.replaced.generator_width)
-    generator = FrugalForMaskedLM(FrugalConfig.from_arch(small, vocabulary.size, vocabulary.pad, section.dropout))
-    return Electra(generator, model).train()
+        return kind(FrugalConfig.from_arch(arch, vocabulary.size, vocabulary.pad, section.dropout)).train()
+    return load_model(section.start, "pretrain.start", folder, kind, vocabulary, section.dropout).train()
 
 
-def start_from(section: Pretrain, folder: Path, kind: type[Any], vocabulary: Vocabulary) -> nn.Module:
-    """The weights of `pretrain.start` (our own, stock BERT or ModernBERT) in a model of `kind`."""
-    model = load_model(str(section.start), "pretrain.start", folder, kind, vocabulary, section.dropout)
-    if "arch" in section.model_fields_set and model.config.to_arch() != Arch.load(section.arch, folder):
-        raise ValueError(
-            f"pretrain.start {section.start} is {model.config.to_arch()}, not {section.arch}; remove pretrain.arch"
-        )
-    return model
+def with_generator(section: Pretrain, model: Any) -> Electra:
+    """ELECTRA's pair: the discriminator `model` and a generator from the same seed's next numbers."""
+    from frugalbert.model.configuration import FrugalConfig
+    from frugalbert.model.modeling import FrugalForMaskedLM
+
+    small = generator_arch(model.config.to_arch(), section.replaced.generator_width)
+    config = FrugalConfig.from_arch(small, model.config.vocab_size, model.config.pad_token_id, section.dropout)
+    return Electra(FrugalForMaskedLM(config), model).train()
 
 
-def compile_blocks(model: nn.Module, section: Training, machine: Machine, device: torch.device) -> bool:
+def compile_blocks(method: Method, section: Training, machine: Machine, device: torch.device) -> bool:
     """Compile the encoder's layers one by one (one compilation serves all of a shape). Whether it was done."""
     wanted = machine.compile
     if wanted == "auto":
         short = section.budget.kind == "seconds" and section.budget.amount <= COMPILE_FROM_SECONDS
         wanted = device.type == "cuda" and not short
     if wanted:
-        for block in dist.blocks(model):
+        for block in dist.blocks(method.model) if method.blocks is None else method.blocks:
             block.compile(dynamic=False)
     return bool(wanted)
 

@@ -195,36 +195,40 @@ class SliceLosses:
     def _from_teacher(self, model: SuperNetwork, batch: Batch, archs: tuple[Arch, ...]) -> list[dict[str, Tensor]]:
         inputs = {"input_ids": batch.input_ids, **encoder_inputs(batch, isolate=self.isolate)}
         teacher = model.teacher[0]
-        with torch.no_grad(), distill.watch(teacher) as wanted:
-            teacher(**inputs)
+        with torch.no_grad(), distill.watch(teacher, [-1]) as wanted:
+            target = teacher(**inputs).last_hidden_state
         pairs = distill.pairs_of(batch.document_ids, isolate=self.isolate)
         found: list[dict[str, Tensor]] = []
         for arch in archs:
             shell = slicing.skeleton(model.network, arch)
-            with distill.watch(shell.model) as mine:
-                slicing.forward(
-                    model.network, arch, model.kept(arch), masked_positions=batch.masked_positions, **inputs
+            with distill.watch(shell.model, [-1]) as mine:
+                output = slicing.forward(
+                    model.network,
+                    arch,
+                    model.kept(arch),
+                    masked_positions=batch.masked_positions,
+                    output_hidden_states=True,
+                    **inputs,
                 )
-            loss = self._distance(model, mine, wanted, batch, pairs)
+            loss = self._of_states(mine[-1], wanted[-1], pairs)
+            if "hidden" in self.distilled:
+                loss = loss + self._of_hidden(model, output.hidden_states[-1], target, batch)
             found.append({"loss": loss, "total": loss})
         return found
 
-    def _distance(
-        self, model: SuperNetwork, mine: distill.LastLayer, wanted: distill.LastLayer, batch: Batch, pairs: Tensor
-    ) -> Tensor:
+    def _of_states(self, mine: distill.States, wanted: distill.States, pairs: Tensor) -> Tensor:
         total = torch.zeros((), device=pairs.device)
         if "attention" in self.distilled:
             total = total + distill.attention_loss(mine, wanted, pairs)
         if "relation" in self.distilled:
             total = total + distill.relation_loss(mine, wanted, pairs, self.relation_heads)
-        if "hidden" in self.distilled:
-            assert mine.hidden is not None
-            assert model.fit is not None
-            assert wanted.hidden is not None
-            weight = model.fit.weight[:, : mine.hidden.shape[-1]]
-            projected = nn.functional.linear(mine.hidden.to(weight.dtype), weight, model.fit.bias)
-            total = total + distill.hidden_loss(projected, wanted.hidden, batch.document_ids)
         return total
+
+    def _of_hidden(self, model: SuperNetwork, hidden: Tensor, target: Tensor, batch: Batch) -> Tensor:
+        assert model.fit is not None
+        weight = model.fit.weight[:, : hidden.shape[-1]]
+        projected = nn.functional.linear(hidden.to(weight.dtype), weight, model.fit.bias)
+        return distill.hidden_loss(projected, target, batch.document_ids)
 
 
 # ---- what a step may move --------------------------------------------------------------------------------------------

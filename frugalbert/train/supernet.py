@@ -13,21 +13,18 @@ from typing import Any
 
 import safetensors.torch
 
-from frugalbert.config import Machine, Pretrain, Supernet
+from frugalbert.config import Machine, Supernet
 from frugalbert.data.masking import Vocabulary
-from frugalbert.model import slicing
 from frugalbert.model.modeling import FrugalForMaskedLM
 from frugalbert.progress import number
 from frugalbert.run import read_json, say, write_atomic
 from frugalbert.space import Space
 from frugalbert.train import pretrain
-from frugalbert.train.batches import HeldOut
-from frugalbert.train.objectives import MaskedLM
+from frugalbert.train.importance import sort_by_importance
 from frugalbert.train.slices import OnlySampled, Sampling, SliceLosses, SuperNetwork, validated_archs, with_archs
 from frugalbert.train.state import Run
 from frugalbert.train.weights import load_model
 
-IMPORTANCE_BATCHES, IMPORTANCE_ROWS = 16, 32
 FIT = "fit.safetensors"
 
 
@@ -82,39 +79,17 @@ def change(sampling: Sampling) -> Callable[[pretrain.Draw], pretrain.Draw]:
 def make_network(section: Supernet, space: Space, inputs: dict[str, Path], vocabulary: Vocabulary) -> Any:
     """The encoder of the largest architecture, from the seed or from `start`, important units first."""
     largest = space.largest()
-    values = {"budget": str(section.budget), "arch": largest.to_text(), "seed": section.seed}
-    plain = Pretrain.model_validate({**values, "dropout": section.dropout, "start": section.start})
-    longest = max(pretrain.row_lengths(section, inputs["shards"]))
-    if longest > largest.max_length:
+    lengths = pretrain.row_lengths(section, inputs["shards"])
+    if max(lengths) > largest.max_length:
         raise ValueError(f"the space's encoders read {largest.max_length} tokens; write shards.length of at most that")
-    network = pretrain.make_model(plain, inputs["yaml"], longest, vocabulary)
+    network = pretrain.first_weights(section, largest, inputs["yaml"], vocabulary)
+    if network.config.to_arch() != largest:
+        raise ValueError(
+            f"supernet.start {section.start} is {network.config.to_arch()}, not the space's largest, {largest}"
+        )
     if section.start is not None and section.reorder:
-        sort_by_importance(network, section, inputs["shards"], vocabulary)
+        sort_by_importance(network, inputs["shards"], lengths[0], vocabulary, isolate=section.isolate_documents)
     return network
-
-
-def sort_by_importance(network: Any, section: Supernet, shards: Path, vocabulary: Vocabulary) -> None:
-    """Heads, feed-forward units and channels in the order of their importance for held-out text, in place."""
-    length = pretrain.row_lengths(section, shards)[0]
-    rows = HeldOut(shards, length, vocabulary, IMPORTANCE_BATCHES * IMPORTANCE_ROWS, at_end=True)
-    objective, total = MaskedLM(section.isolate_documents), None
-    network.to(vocabulary.special.device).eval()
-    count = len(rows.row_ids)
-    for start in range(0, count, IMPORTANCE_ROWS):
-        network.zero_grad(set_to_none=True)
-        for batch in rows.batches([(start, min(IMPORTANCE_ROWS, count - start))]):
-            objective.loss(network, batch).backward()
-        scores = slicing.importance(network)
-        total = scores if total is None else _added(total, scores)
-    network.zero_grad(set_to_none=True)
-    assert total is not None
-    slicing.reorder(network, slicing.ranking(total))
-    network.train()
-    say(f"supernet: heads, feed-forward units and channels sorted by importance on {count} held-out rows")
-
-
-def _added(one: slicing.Order, two: slicing.Order) -> slicing.Order:
-    return {name: [a + b for a, b in zip(one[name], two[name], strict=True)] for name in one}
 
 
 # ---- the teacher -----------------------------------------------------------------------------------------------------

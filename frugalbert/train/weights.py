@@ -1,5 +1,5 @@
-"""Weights to begin with or to learn from: a directory or hub name in, a model of ours out (stock BERT, ModernBERT and
-ELECTRA's discriminator are taken over exactly; the last has no masked-LM head, so that starts from random weights)."""
+"""Weights to begin with or to learn from: a directory or hub name in, a model of ours out (what `model.interop` takes
+over exactly: stock BERT, RoBERTa, ModernBERT and ELECTRA's discriminator, which has no masked-LM head)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,23 @@ from typing import Any
 
 from frugalbert.data.masking import Vocabulary
 
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
-def load_model(name: str, key: str, folder: Path, kind: type[Any], vocabulary: Vocabulary, dropout: float = 0.0) -> Any:
+
+def load_model(
+    name: str,
+    key: str,
+    folder: Path,
+    kind: type[Any],
+    vocabulary: Vocabulary,
+    dropout: float = 0.0,
+    *,
+    whole: bool = False,
+) -> Any:
     """The model `name` (a directory relative to `folder`, or a hub name) as one of `kind`.
 
-    Raises ValueError, naming the config `key`, if it is no model, of another family, or of another vocabulary size.
+    Raises ValueError, naming the config `key`, if it is no model, of another family or vocabulary, or, with `whole`, if
+    it lacks weights of `kind`.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedConfig
@@ -26,20 +38,45 @@ def load_model(name: str, key: str, folder: Path, kind: type[Any], vocabulary: V
         raise ValueError(
             f"{key} {name} is neither a model directory in {folder} nor a hub name within reach"
         ) from error
-    if config.get("vocab_size") != vocabulary.size:
+    if config.get("vocab_size", 0) < vocabulary.size or not _same_tokens(place, vocabulary, config["vocab_size"]):
         raise ValueError(
-            f"{key} {name} has {config.get('vocab_size')} tokens, the tokenizer {vocabulary.size}; "
+            f"{key} {name} has {config.get('vocab_size')} tokens, the tokenizer {vocabulary.size}, and they differ; "
             "load the tokenizer of the same model (tokenizer.path)"
         )
     settings = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    ours = config.get("model_type") == "frugalbert"
     stock_kind = AutoModelForPreTraining if config.get("model_type") == "electra" else AutoModelForMaskedLM
     try:
-        if config.get("model_type") == "frugalbert":
-            return kind.from_pretrained(place, **settings)
-        found = stock_kind.from_pretrained(place, trust_remote_code=False)
-    except (OSError, RuntimeError, SafetensorError) as error:
+        found, report = (kind if ours else stock_kind).from_pretrained(
+            place, output_loading_info=True, **(settings if ours else {"trust_remote_code": False})
+        )
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         why = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-        raise ValueError(f"{key} {name} cannot be loaded ({why}); copy it again from its origin") from None
-    stock = from_stock(found)
-    stock.config.update(settings)
-    return kind.from_pretrained(None, config=stock.config, state_dict=stock.state_dict())
+        raise ValueError(
+            f"{key} {name} cannot be loaded ({why}); copy it again from its origin"
+        ) from None
+    absent = sorted(report["missing_keys"])
+    if whole and (absent or stock_kind is AutoModelForPreTraining):
+        raise ValueError(
+            f"{key} {name} is no masked LM: it has no {absent[0] if absent else 'head that predicts words'}"
+        )
+    if not ours:
+        stock = from_stock(found)
+        stock.config.update(settings)
+        found = kind.from_pretrained(None, config=stock.config, state_dict=stock.state_dict())
+    if found.config.vocab_size > vocabulary.size:  # rows that only pad its table
+        found.resize_token_embeddings(vocabulary.size)
+    return found
+
+
+def _same_tokens(place: str, vocabulary: Vocabulary, size: int) -> bool:
+    """Whether its tokenizer gives every token our id; where there is none, the sizes must be equal."""
+    from transformers import AutoTokenizer
+
+    if Path(place).is_dir() and not any((Path(place) / name).is_file() for name in TOKENIZER_FILES):
+        return size == vocabulary.size
+    try:
+        theirs = AutoTokenizer.from_pretrained(place, trust_remote_code=False).get_vocab()
+    except Exception:
+        return size == vocabulary.size
+    return all(theirs.get(token) == number for token, number in vocabulary.tokens.items())

@@ -58,4 +58,3 @@ if __name__ == "__main__":
     result = main(Path(sys.argv[1]), json.loads(sys.argv[2]))
     dist.finish()
     print(json.dumps(result), flush=True)
-    os._exit(0)  # gloo's threads sometimes abort a process that is being taken down, long after the training's end

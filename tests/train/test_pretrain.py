@@ -19,7 +19,7 @@ from frugalbert.data.tokenizer import digest, load
 from frugalbert.model.arch import Arch
 from frugalbert.train import batches, pretrain
 from frugalbert.train.batches import HeldOut, Sampler, mask_rate, my_pieces, phase_length, shares
-from frugalbert.train.objectives import generator_arch
+from frugalbert.train.objectives import MaskedLM, generator_arch
 from tests.train import small_run, toy
 
 QUIET = {"every": 0.0, "begin_every": 0.0, "end_every": 0.0}  # validation only at the end
@@ -93,7 +93,7 @@ def test_every_model_folder_is_for_hugging_face(trained: tuple[Path, dict[str, A
     assert not torch.equal(models[0].head.dense.weight, models[1].head.dense.weight)
     words = Vocabulary.from_tokenizer(load(inputs["tokenizer"]))
     held_out = HeldOut(inputs["shards"], 32, words, small_run.section().validation.rows)
-    objective = pretrain.make_objective(small_run.section())
+    objective = MaskedLM(small_run.section().isolate_documents)
     model = models[0].eval()
     with torch.no_grad():
         figures = held_out.measure(lambda batch: objective.score(model, batch), 5, lambda: None)

@@ -200,10 +200,9 @@ def test_padding_changes_no_distance():
     assert (objective.measure(model, batch, (arch,))[0]["total"] - before).abs() > 1e-6
 
 
-def last_layer(seed: int, heads: int, size: int, width: int) -> distill.LastLayer:
+def last_states(seed: int, heads: int, size: int) -> Any:
     generator = torch.Generator().manual_seed(seed)
-    states = tuple(torch.randn(2, heads, 4, size, generator=generator) for _ in range(3))
-    return distill.LastLayer(states, torch.randn(2, 4, width, generator=generator))  # type: ignore[arg-type]
+    return tuple(torch.randn(2, heads, 4, size, generator=generator) for _ in range(3))
 
 
 DOCUMENTS = torch.tensor([[1, 1, 2, 2], [1, 1, 1, 0]])
@@ -211,7 +210,7 @@ DOCUMENTS = torch.tensor([[1, 1, 2, 2], [1, 1, 1, 0]])
 
 @pytest.mark.parametrize("isolate", [True, False])
 def test_losses_equal_their_formulas_written_out(isolate: bool):
-    student, teacher = last_layer(1, 2, 3, 6), last_layer(2, 2, 5, 8)
+    student, teacher = last_states(1, 2, 3), last_states(2, 2, 5)
     pairs = distill.pairs_of(DOCUMENTS, isolate=isolate)
     allowed = [
         (b, i, j)
@@ -220,31 +219,25 @@ def test_losses_equal_their_formulas_written_out(isolate: bool):
         for j in range(4)
         if DOCUMENTS[b, i] > 0 and DOCUMENTS[b, j] > 0 and (not isolate or DOCUMENTS[b, i] == DOCUMENTS[b, j])
     ]
-    assert student.states is not None
-    assert teacher.states is not None
 
     def logit(states: Any, b: int, h: int, i: int, j: int) -> Tensor:
         return states[0][b, h, i] @ states[1][b, h, j] / states[0].shape[-1] ** 0.5
 
-    squares = [(logit(student.states, b, h, i, j) - logit(teacher.states, b, h, i, j)) ** 2
+    squares = [(logit(student, b, h, i, j) - logit(teacher, b, h, i, j)) ** 2
                for b, i, j in allowed for h in range(2)]  # fmt: skip
     torch.testing.assert_close(distill.attention_loss(student, teacher, pairs), torch.stack(squares).mean())
-    assert student.hidden is not None
-    assert teacher.hidden is not None
     real = DOCUMENTS > 0
-    projected = torch.randn(2, 4, 8)
+    projected, hidden = torch.randn(2, 2, 4, 8)
     torch.testing.assert_close(
-        distill.hidden_loss(projected, teacher.hidden, DOCUMENTS), (projected - teacher.hidden)[real].square().mean()
+        distill.hidden_loss(projected, hidden, DOCUMENTS), (projected - hidden)[real].square().mean()
     )
 
 
 def test_relations_equal_their_formula_written_out():
-    student, teacher = last_layer(1, 2, 3, 6), last_layer(2, 4, 6, 8)
+    student, teacher = last_states(1, 2, 3), last_states(2, 4, 6)
     pairs = distill.pairs_of(DOCUMENTS, isolate=True)
     heads, terms = 3, []
-    assert student.states is not None
-    assert teacher.states is not None
-    for mine, other in zip(student.states, teacher.states, strict=True):
+    for mine, other in zip(student, teacher, strict=True):
         split = [x.transpose(1, 2).reshape(2, 4, heads, -1) for x in (mine, other)]
         for b in range(2):
             for h in range(heads):
@@ -263,9 +256,9 @@ def test_relations_equal_their_formula_written_out():
 def test_unequal_heads_are_refused():
     pairs = distill.pairs_of(DOCUMENTS, isolate=True)
     with pytest.raises(ValueError, match="2 heads cannot be compared with the teacher's 4"):
-        distill.attention_loss(last_layer(1, 2, 3, 6), last_layer(2, 4, 6, 8), pairs)
+        distill.attention_loss(last_states(1, 2, 3), last_states(2, 4, 6), pairs)
     with pytest.raises(ValueError, match="relation_heads 4 does not divide the 6"):
-        distill.relation_loss(last_layer(1, 2, 3, 6), last_layer(2, 4, 6, 8), pairs, 4)
+        distill.relation_loss(last_states(1, 2, 3), last_states(2, 4, 6), pairs, 4)
 
 
 # ---- what a step may move --------------------------------------------------------------------------------------------

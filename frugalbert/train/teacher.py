@@ -1,0 +1,183 @@
+"""The teacher of a distillation: a masked LM that is never trained, and what it says about a batch.
+
+In: `pretrain.distill` and token batches. Out: a `Lesson` per batch: its predictions at the masked places, hidden states
+after its layers, the last states of its attention. It runs in evaluation mode without gradients (`no_grad`: autograd
+must keep some of what it says, which inference tensors forbid), in the precision of the step around it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frugalbert import dist
+from frugalbert.config import Distill, Pretrain
+from frugalbert.data.masking import Batch, Vocabulary, num_slots
+from frugalbert.data.rows import ShardSet, read_index
+from frugalbert.model import slicing
+from frugalbert.model.arch import Arch
+from frugalbert.model.modeling import FrugalForMaskedLM
+from frugalbert.run import fingerprint
+from frugalbert.train.distill import Prediction, States, likeliest, watch
+from frugalbert.train.importance import sort_by_importance
+from frugalbert.train.objectives import encoder_inputs
+from frugalbert.train.teacher_cache import Cache
+from frugalbert.train.weights import load_model
+
+KEY = "pretrain.distill.teacher"
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """hidden: (B, T, D) after the embeddings and after each layer; states by layer from 0; empty unless asked for."""
+
+    hidden: tuple[Tensor, ...]
+    states: dict[int, States]
+    wanted: Prediction | None
+    cached: float = 0.0
+    """Share of the rows whose predictions were read from disk."""
+
+
+class Teacher:
+    """A frozen FrugalForMaskedLM. No module: the student neither trains, saves nor spreads it."""
+
+    def __init__(self, model: Any, section: Distill, *, isolate: bool, cache: Cache | None = None) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.section, self.isolate, self.cache = section, isolate, cache
+
+    @property
+    def arch(self) -> Arch:
+        return self.model.config.to_arch()
+
+    @torch.no_grad()
+    def look(self, batch: Batch, layers: Sequence[int], *, hidden: bool) -> Lesson:
+        """What it says about a batch; `layers`: whose attention states are wanted."""
+        if self.cache is not None and batch.copies is not None:
+            wanted, cached = self._from_cache(self.cache, batch)
+            return Lesson((), {}, wanted, cached)
+        with watch(self.model.model, layers) as states:
+            output = self.model.model(
+                batch.input_ids, output_hidden_states=hidden, **encoder_inputs(batch, isolate=self.isolate)
+            )
+        wanted = self._predict(output.last_hidden_state, batch) if self.section.logits else None
+        return Lesson(output.hidden_states or (), states, wanted)
+
+    def _predict(self, last_BTD: Tensor, batch: Batch) -> Prediction:
+        x = self.model.head(last_BTD.flatten(0, 1).index_select(0, batch.masked_positions))
+        logits = self.model.decoder(x)
+        if self.section.top_k is None:
+            return Prediction(logits)
+        return likeliest(logits, self.section.top_k, self.section.temperature)
+
+    def _from_cache(self, cache: Cache, batch: Batch) -> tuple[Prediction, float]:
+        assert batch.copies is not None
+        length = batch.input_ids.shape[1]
+        numbers = batch.copies.cpu().numpy()
+        found, known = cache.read(length, numbers)
+        if not known.all():
+            absent = torch.from_numpy((~known).nonzero()[0]).to(batch.input_ids.device)
+            some = rows_of(batch, absent)
+            output = self.model.model(some.input_ids, **encoder_inputs(some, isolate=self.isolate))
+            cache.write(length, numbers[~known], self._predict(output.last_hidden_state, some))
+            found, _ = cache.read(length, numbers)
+        return found.to(batch.input_ids.device), float(known.mean())
+
+
+def rows_of(batch: Batch, rows: Tensor) -> Batch:
+    """The batch with these rows (indices) alone."""
+    size, length = batch.input_ids.shape
+    slots = len(batch.masked_positions) // size
+    places = batch.masked_positions.view(size, slots)[rows] % length
+    start = torch.arange(len(rows), device=rows.device)[:, None] * length
+    return replace(
+        batch,
+        input_ids=batch.input_ids[rows],
+        position_ids=batch.position_ids[rows],
+        document_ids=batch.document_ids[rows],
+        masked_positions=(places + start).flatten(),
+        labels=batch.labels.view(size, slots)[rows].flatten(),
+        draws=batch.draws.view(size, slots)[rows].flatten(),
+        copies=None,
+    )
+
+
+# ---- from the section to a teacher -----------------------------------------------------------------------------------
+
+
+def load_teacher(section: Pretrain, inputs: dict[str, Path], lengths: Sequence[int], vocabulary: Vocabulary) -> Teacher:
+    """The teacher of `section.distill` on the device; `lengths` are those of the rows.
+
+    Raises ValueError if it cannot teach what the section asks, or if its cache belongs to something else.
+    """
+    distill = section.distill
+    assert distill is not None
+    whole = distill.logits > 0
+    model = load_model(distill.teacher, KEY, inputs["yaml"], FrugalForMaskedLM, vocabulary, whole=whole)
+    if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+        raise ValueError(f"{KEY} {distill.teacher} has weights that are not finite; take an earlier checkpoint of it")
+    known = model.config.to_arch().max_length
+    if known < max(lengths):
+        raise ValueError(f"{KEY} {distill.teacher} knows {known} positions, the rows have {max(lengths)} tokens")
+    cache = _open_cache(section, inputs, lengths, model, vocabulary) if distill.cache else None
+    return Teacher(model.to(vocabulary.special.device), distill, isolate=section.isolate_documents, cache=cache)
+
+
+def _open_cache(
+    section: Pretrain, inputs: dict[str, Path], lengths: Sequence[int], teacher: Any, vocabulary: Vocabulary
+) -> Cache:
+    distill, mask, shards = section.distill, section.mask, inputs["shards"]
+    assert distill is not None
+    assert distill.cache is not None
+    assert distill.top_k is not None
+    assert mask.copies is not None
+    identity = {
+        "teacher": digest(teacher),
+        "shards": fingerprint(read_index(shards)),
+        "mask": mask.model_dump(mode="json"),
+        "seed": section.seed,
+        "isolate_documents": section.isolate_documents,
+        "top_k": distill.top_k,
+        "temperature": distill.temperature,
+        "precision": dist.pick_precision(section.precision, vocabulary.special.device),
+    }
+    sizes: dict[int, tuple[int, int]] = {}
+    for length in set(lengths):
+        rows = ShardSet.open(shards, length, "train", verify=False).rows
+        sizes[length] = rows * mask.copies, num_slots(mask.rate[0], length, mask.max_predictions)
+    return Cache(inputs["yaml"] / distill.cache, identity, sizes, distill.top_k, vocabulary.size)
+
+
+def digest(model: Any) -> str:
+    """BLAKE2 of all weights with their names."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, weight in sorted(model.named_parameters()):
+        found.update(name.encode())
+        found.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def slice_of_teacher(section: Pretrain, arch: Arch, teacher: Teacher, shards: Path, vocabulary: Vocabulary) -> Any:
+    """`arch` with the teacher's weights: its most important heads, units and channels, and some of its layers.
+
+    Raises ValueError if `arch` is no slice of the teacher.
+    """
+    assert section.distill is not None
+    big = teacher.arch
+    try:
+        layers = slicing.kept_layers(big, len(arch.layers), section.distill.slice)
+        slicing.check(big, arch, layers)
+    except ValueError as error:
+        raise ValueError(f"pretrain.start from teacher: {arch} is no slice of the teacher, {big}: {error}") from None
+    whole = slicing.extract(teacher.model, big).requires_grad_(True)
+    length = min(int(length) for length in read_index(shards)["sets"])
+    sort_by_importance(whole, shards, length, vocabulary, isolate=section.isolate_documents)
+    found = slicing.extract(whole, arch, layers)
+    dropout = {"hidden_dropout_prob": section.dropout, "attention_probs_dropout_prob": section.dropout}
+    found.config.update(dropout)
+    return FrugalForMaskedLM.from_pretrained(None, config=found.config, state_dict=found.state_dict()).train()
