@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from frugalbert.report import plots
+from frugalbert.report import extraction, plots
 from frugalbert.report.collect import Collected, Selection
 from frugalbert.report.plots import Curve, Points
 from frugalbert.report.selection import MOST_DOTS, finalists_of, is_text, limits_of
@@ -34,8 +34,10 @@ SLICES = (("", "largest", "blue"), ("_median", "median", "green"), ("_smallest",
 
 def figures(found: Collected) -> dict[str, Plot | None]:
     """The section's figures by name."""
+    steered = not extraction.is_there(found)  # otherwise candidates come in the order of the list
     return {
-        "plane": _plane(found), "progress": _progress(found), "predicted": _predicted(found.selection),
+        **extraction.figures(found), "plane": _plane(found) if steered else None,
+        "progress": _progress(found) if steered else None, "predicted": _predicted(found.selection),
         "slices": _slices(found.selection),
     }  # fmt: skip
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SERIES = ("blue", "orange", "green", "purple", "teal", "red", "grey")
 WIDTH = 400  # units of the drawing; an inch has 72
 MOST_POINTS = 240
+SHADES = 8
 SETTINGS = {
     "svg.fonttype": "none", "svg.hashsalt": "frugalbert", "text.parse_math": False, "font.size": 11,
     "axes.facecolor": "none",
@@ -128,6 +129,51 @@ def scatter(
         _title(axes, titles[0])
         axes.set_xlabel(titles[1], loc="right")
         figure.legend(loc="outside lower left", ncols=3, columnspacing=1.2, handletextpad=0.6)
+        return plot_of(figure, alt)
+
+
+def weighted(
+    dots: Sequence[tuple[float, float, float]],
+    chosen: tuple[float, float] | None,
+    hollow: Sequence[float],
+    title: str,
+    alt: str,
+) -> Plot:
+    """`dots` (x, error, W), the deeper the larger W; `chosen` (x, error) is marked; `hollow` have no error, only x."""
+    low, high = (end(w for _, _, w in dots) for end in (min, max))
+    room = (high - low) or 1.0
+    shades = [0.2 + 0.8 * level / (SHADES - 1) for level in range(SHADES)]
+    with _drawing():
+        figure = _figure(330)
+        axes, bar = figure.subplots(2, 1, height_ratios=[1, 0.035])
+        for level in range(SHADES):
+            own = [dot for dot in dots if min(SHADES - 1, int(SHADES * ((dot[2] - low) / room))) == level]
+            axes.plot([x for x, _, _ in own], [error for _, error, _ in own], "o", color=COLOURS["blue"], markersize=6,
+                      alpha=shades[level], markeredgewidth=0, zorder=3 + level)  # fmt: skip
+            bar.barh(0, room / SHADES, left=low + level * room / SHADES, height=1, color=COLOURS["blue"],
+                     alpha=shades[level], linewidth=0)  # fmt: skip
+        axes.plot([x for x, _, _ in dots], [error for _, error, _ in dots], "o", color=COLOURS["blue"], markersize=6,
+                  fillstyle="none", markeredgewidth=0.6, zorder=3 + SHADES)  # fmt: skip
+        if hollow:
+            axes.plot(hollow, [1] * len(hollow), "o", color=COLOURS["muted"], fillstyle="none", markersize=6,
+                      transform=axes.get_xaxis_transform(), clip_on=False, label="beyond T")  # fmt: skip
+        if chosen:
+            left = chosen[0] <= sum(end(x for x, _, _ in dots) for end in (min, max)) / 2
+            axes.plot(*chosen, color=COLOURS["ink"], zorder=20, **STYLES["ring"])
+            axes.annotate("chosen", chosen, (12 if left else -12, 0), textcoords="offset points", va="center",
+                          ha="left" if left else "right", color=COLOURS["ink"], zorder=21)  # fmt: skip
+        axes.margins(0.06)
+        axes.xaxis.set_major_formatter(lambda value, _: tick(value))
+        axes.yaxis.set_major_formatter(lambda value, _: tick(value))
+        _title(axes, "Error (lower is better)")
+        axes.set_xlabel(title, loc="right")
+        bar.set_xlim(low, low + room)
+        bar.set_yticks([])
+        bar.grid(visible=False)
+        bar.spines["left"].set_visible(False)
+        bar.locator_params(axis="x", nbins=5)
+        bar.xaxis.set_major_formatter(lambda value, _: tick(value))
+        bar.set_xlabel("W", loc="right")
         return plot_of(figure, alt)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from frugalbert.report import extraction
 from frugalbert.report.collect import Collected, Selection
 from frugalbert.report.tables import Table
 from frugalbert.report.verdicts import Verdict
@@ -33,7 +34,7 @@ from frugalbert.report.wording import (
 
 QUALITIES = {
     "loss": "held-out loss with inherited weights", "distillation": "held-out distance from the teacher",
-    "finetune": "1 − mean metric of short fine-tunings",
+    "finetune": "1 − mean metric of short fine-tunings", "training": "held-out loss after a short training",
 }  # fmt: skip
 PREDICTORS = {
     "linear": "linear in physical terms", "positive": "the same, no negative weights", "trees": "with boosted trees",
@@ -57,7 +58,13 @@ def context(found: Collected) -> dict[str, Any]:
         "events": chosen.supernet.events[:20],
         "finalists": finalists(found),
         "predictors": _predictors(chosen),
-        "captions": {"plane": _plane_caption(found), "predicted": _predicted_caption(chosen)},
+        "ranking": extraction.ranking(found),
+        "sensitivity": extraction.sensitivity(found),
+        "captions": {
+            "plane": _plane_caption(found),
+            "predicted": _predicted_caption(chosen),
+            "w": extraction.caption(found),
+        },
     }
 
 
@@ -66,7 +73,9 @@ def context(found: Collected) -> dict[str, Any]:
 
 def verdicts(found: Collected) -> list[Verdict]:
     """What the search has shown, and whether what it stands on is sound."""
-    return [*_chosen(found), *_trained(found.selection), *_predicts(found.selection)]
+    picked = extraction.verdicts(found) if extraction.is_there(found) else []
+    kept = _chosen(found) if limits_of(found) or not extraction.is_there(found) else []
+    return [*picked, *kept, *_trained(found.selection), *_predicts(found.selection)]
 
 
 def choice(found: Collected) -> str:
@@ -76,6 +85,9 @@ def choice(found: Collected) -> str:
     if not text_at(kept, "arch"):
         return ""
     first = not rows or text_at(rows[0], "arch") == text_at(kept, "arch")
+    limits = " and ".join(text for _, _, text in limits_of(found))
+    if extraction.is_there(found):
+        return extraction.choice(found) + (f" The limit was {limits}.{_missed(rows, first)}" if limits else "")
     what = get(found.stages, "search", "section", "quality")
     rank = "the lowest score" if first else "the lowest score of those that keep the limit when measured"
     why = QUALITIES.get(what, "inherited score") if isinstance(what, str) else "inherited score"
@@ -89,7 +101,6 @@ def choice(found: Collected) -> str:
         costs[-1] += " (noisy)"
     costs += [f"{big(value)} parameters" for value in [at(kept, "parameters")] if value is not None]
     text += f"; {', '.join(costs)}" if costs else ""
-    limits = " and ".join(text for _, _, text in limits_of(found))
     return f"{text}. The limit was {limits}.{_missed(rows, first)}" if limits else f"{text}.{_missed(rows, first)}"
 
 
@@ -179,6 +190,8 @@ def _notes(found: Collected) -> list[str]:
     ends = {"budget": "Its time was up before", "exhausted": "It ran out of new architectures before"}
     if text_at(search, "stopped") in ends:
         notes.append(f"{ends[text_at(search, 'stopped')]} the evaluations were used up.")
+    if extraction.is_there(found):
+        return [*notes, *extraction.notes(found)]
     if failed := at(search, "failed"):
         what = "architecture failed and has" if failed == 1 else "architectures failed and have"
         notes.append(f"{count(failed)} {what} no score.")
@@ -236,9 +249,12 @@ def _size(found: Collected) -> str:
 def finalists(found: Collected) -> Table:
     rows: list[list[str]] = []
     chosen = text_at(found.selection.search, "chosen", "arch")
+    limited = limits_of(found) or not extraction.is_there(found)
     for row in finalists_of(found):
         measured = at(row, "measured_ms")
-        outcome = "misses the limit" if get(row, "violates") is True else "keeps the limit"
+        if measured is None and not limited:
+            continue
+        outcome = "misses the limit" if get(row, "violates") is True else "keeps the limit" if limited else "no limit"
         rows.append([
             text_at(row, "arch") or NONE, outcome + (", chosen" if text_at(row, "arch") == chosen else ""),
             fixed(at(row, "score"), 4), milliseconds(at(row, "latency_ms")),

@@ -17,7 +17,10 @@ SPACE = {
 METRICS = {"architectures": 365_952, "smallest_parameters": 4_079_744, "largest_parameters": 81_088_000}
 STAGES = ("space", "supernet", "latency", "search")
 LARGEST_MS = 120.0
-TEXTS = {"origin": "design", "arch": "bert 2x256 heads=4 ffn=512", "processor": "AMD EPYC 9B45"}
+TEXTS = {
+    "origin": "design", "arch": "bert 2x256 heads=4 ffn=512", "processor": "AMD EPYC 9B45",
+    "maximum": "bert 24x1024 heads=16 ffn=4096",
+}  # fmt: skip
 
 
 def add_search(folder: Path, texts: dict[str, str] | None = None, candidates: int = 240) -> Path:
@@ -97,6 +100,43 @@ def _search(folder: Path, words: dict[str, str], number: int) -> None:
         "best": best[0], "evaluations": number, "failed": 1, "generations": 8, "stopped": "evaluations",
         "feasible_share": 0.183, "walked": False, "chosen": finalists[0], "finalists": finalists, "violations": 0,
     })  # fmt: skip
+
+
+def add_extraction(folder: Path, texts: dict[str, str] | None = None, candidates: int = 240, **changes: Any) -> Path:
+    """`add_search`, but its search is an extraction; `changes` are of search.json's object `extraction`."""
+    words = {**TEXTS, **(texts or {})}
+    add_search(folder, texts, candidates)
+    chance, rows = random.Random(4), []
+    for index in range(candidates):
+        ms = 4 + 30 * index / candidates + chance.uniform(0, 8)
+        parameters, error = 2_000_000 + int(5e5 * ms), 3.6 + 12 / ms + chance.gauss(0, 0.15)
+        rejected = "more inference cost than the maximum point" if ms > 38 else None
+        w = None if rejected else (1 - parameters / 4e7) * (1 - ms / 38) / error
+        rows.append({
+            "arch": words["arch"] if index == 1 else f"bert 2x256 heads=4 ffn={512 + index}",
+            "score": None if rejected else error, "error": None if rejected else error, "latency_ms": ms, "w": w,
+            "parameters": parameters, "flops": 1e9 * ms, "speedup": LARGEST_MS / ms, "generation": 0,
+            "origin": "extraction", "parents": [], "rejected": rejected, "theta": 0, "w_std": 0.002,
+        })  # fmt: skip
+    dump_lines(folder / "search" / "candidates.jsonl", rows)
+    ranked = sorted((row for row in rows if row["w"] is not None), key=lambda row: -row["w"])
+    finalists = [row | {"measured_ms": row["latency_ms"], "noisy": False, "violates": False} for row in ranked[:5]]
+    told = {
+        "maximum": words["maximum"], "maximum_parameters": 4e7, "maximum_inference": 38.0, "inference": "latency_ms",
+        "interval": 2, "representative": "first", "space": 2 * candidates, "visited": candidates,
+        "rejected": len(rows) - len(ranked), "floor": 1e-3, "floored": 0, "ranking": ranked[:20],
+        "sensitivity": {
+            "maximum": {"1": ranked[0]["arch"], "2": ranked[0]["arch"], "10": ranked[-1]["arch"]},
+            "interval": {"2": ranked[0]["arch"], "4": ranked[-1]["arch"]}, "inference": {"flops": ranked[0]["arch"]},
+            "looks": {"1": ranked[-1]["arch"], "2": ranked[0]["arch"]}, "half_of_the_rows": ranked[0]["arch"],
+        },
+    }  # fmt: skip
+    dump(folder / "search" / "search.json", {
+        "best": ranked[0], "evaluations": candidates, "failed": len(rows) - len(ranked), "generations": 1,
+        "stopped": "evaluations", "feasible_share": None, "walked": False, "chosen": finalists[0],
+        "finalists": finalists, "violations": 0, "extraction": {**told, **changes},
+    })  # fmt: skip
+    return folder
 
 
 def _beats(one: dict[str, Any], two: dict[str, Any]) -> bool:
