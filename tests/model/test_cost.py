@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from frugalbert.model import cost
 from frugalbert.model.arch import Arch
 from frugalbert.model.configuration import FrugalConfig
 from frugalbert.model.modeling import FrugalForMaskedLM, FrugalModel
+from tests.conftest import ROOT
 from tests.model.archs import CLASSES, VOCABULARY, archs
 
 META = torch.device("meta")
@@ -151,3 +154,34 @@ def test_modern_sizes(name: str, millions: float, without: float):
     arch = Arch.parse(name)
     assert cost.parameter_count(arch, 50368) / 1e6 == pytest.approx(millions, rel=0.03)
     assert cost.encoder_parameters(arch) / 1e6 == pytest.approx(without, rel=0.03)
+
+
+def test_borts_sizes_are_counted():
+    """Both tables of `docs/methods.md` on Bort, cell by cell, and the words above and between them."""
+    page = (ROOT / "docs" / "methods.md").read_text().split("## What Bort's published sizes count")[1].split("\n## ")[0]
+    rows = [re.split(r"\s*\|\s*", line.strip("| ")) for line in page.splitlines() if line.startswith("| `")]
+    large, base = Arch.parse("bert-large"), Arch.parse("bert-base")
+    whole, vocabulary, seen = cost.encoder_parameters(large), 50265, []
+    for shape, *cells in rows:
+        arch = Arch.parse(shape.split("`")[1])
+        seen.append(len(cells))
+        if len(cells) == 4:
+            ratios = [
+                _layers(other, length) / _layers(arch, length) for other in (large, base) for length in (128, 512)
+            ]
+            assert cells == [f"{ratio:.1f}" for ratio in ratios], shape
+            continue
+        layers, table = cost.encoder_parameters(arch), cost.embedding_parameters(arch, vocabulary)
+        head, pooler = (cost.head_parameters(arch, vocabulary, kind) for kind in ("mlm", "encoder"))
+        counts = (layers, table, head, layers + table, layers + table + head, layers + table + head + pooler)
+        assert cells == [*(f"{number:,}" for number in counts), f"{100 * layers / whole:.1f} %"], shape
+        assert f"of which {counts[5] - table:,} (30.3 %)" in " ".join(page.split()) or "swapped" not in shape
+    assert seen == [7, 7, 7, 4, 4]
+    assert f"{whole:,}" in page
+    assert pytest.approx(0.303, abs=5e-4) == 16_993_369 / 55_991_641
+    assert cost.encoder_parameters(Arch.parse("bort")) == 23_108_608
+
+
+def _layers(arch: Arch, length: int) -> float:
+    """Operations of the layers alone."""
+    return length * cost.forward_flops(arch, length) - 2 * arch.hidden**2
