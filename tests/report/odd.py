@@ -8,27 +8,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-ODD = st.sampled_from(
-    [
-        None,
-        True,
-        0,
-        -1,
-        1e308,
-        1e-300,
-        float("nan"),
-        10**400,
-        "",
-        "x",
-        "\ud800",
-        [],
-        {},
-        [1],
-        [[]],
-        {"a": 1},
-        [None, {}],
-    ]
-)
+VALUES = (
+    None, True, 0, -1, 1e308, 1e-300, float("nan"), 10**400, "", "x", "\ud800", [], {}, [1], [[]], {"a": 1}, [None, {}],
+)  # fmt: skip
+ODD = st.sampled_from(VALUES)
 
 
 def contents(run: Path, files: tuple[str, ...]) -> dict[str, Any]:

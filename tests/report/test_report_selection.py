@@ -17,7 +17,7 @@ from frugalbert.report.page import _context, render
 from frugalbert.report.wording import clean
 from tests.report.conftest import dump, make_run
 from tests.report.odd import contents, spoil
-from tests.report.search_run import TEXTS, add_search
+from tests.report.search_run import TEXTS, add_extraction, add_search
 from tests.report.test_report_page import PAYLOADS, read
 
 FIGURES = ("plane", "progress", "predicted", "slices")
@@ -216,7 +216,7 @@ def test_no_content_breaks_the_section(data: st.DataObject, odd: tuple[Path, dic
         planes.figures(found)
 
 
-@pytest.fixture(scope="module")
-def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    run = add_search(tmp_path_factory.mktemp("odd") / "run", candidates=4)
+@pytest.fixture(scope="module", params=[add_search, add_extraction])
+def odd(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    run = request.param(tmp_path_factory.mktemp("odd") / "run", candidates=4)
     return run, contents(run, FILES)
