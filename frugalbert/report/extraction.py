@@ -105,6 +105,11 @@ def notes(found: Collected) -> list[str]:
     for number, why in ((rejected, "larger than T and not judged"), (failed, "without a finite error")):
         if number and number > 0:
             lines.append(f"{count(number)} visited {'one is' if number == 1 else 'ones are'} {why}.")
+    arch = text_at(found.selection.search, "chosen", "arch")
+    judged = [(w * error, text_at(row, "arch")) for row in found.selection.candidates
+              if (w := at(row, "w")) is not None and (error := at(row, "error")) is not None]  # fmt: skip
+    if arch and len(judged) > 1 and max(judged)[1] == arch:
+        lines.append("Size and inference cost alone, without the error, would have picked the same.")
     if floored := at(told, "floored"):
         lines.append(f"{count(floored)} errors are below {significant(at(told, 'floor'))} and count as that.")
     return lines

@@ -107,6 +107,17 @@ def test_a_pick_within_the_noise_of_the_seeds_is_no_success(run: Path):
     assert "less than the standard deviation over the seeds" in verdict.text
 
 
+def test_a_pick_that_size_alone_would_have_made_is_called_so(run: Path):
+    lines = (run / "search" / "candidates.jsonl").read_text().splitlines()
+    known = [row for row in map(json.loads, lines) if row["w"] is not None]
+    best = max(known, key=lambda row: row["w"])
+    words = "alone, without the error, would have picked the same"
+    dump_lines(run / "search" / "candidates.jsonl", [{**row, "error": 4.0} for row in known])
+    assert words in " ".join(extraction.notes(collect(run)))
+    dump_lines(run / "search" / "candidates.jsonl", [{**row, "error": 1.0 if row is best else 4.0} for row in known])
+    assert words not in " ".join(extraction.notes(collect(run)))
+
+
 def test_without_a_limit_nothing_is_said_to_keep_one(run: Path):
     record = json.loads((run / "search" / "stage.json").read_text())
     dump(run / "search" / "stage.json", {**record, "section": {"method": "extraction", "limit": {}}})
