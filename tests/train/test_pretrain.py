@@ -223,15 +223,19 @@ def test_starting_from_weights(trained: tuple[Path, dict[str, Any]], inputs: dic
         pretrain.make_model(small_run.section(start=start, arch="modern 3x32 heads=2 ffn=48"), tmp_path, 32, words)
 
 
-def test_starting_from_stock_bert(inputs: dict[str, Path], tmp_path: Path):
+@pytest.mark.parametrize(("kind", "positions", "types"), [("Bert", 64, 2), ("Roberta", 65, 1)])
+def test_starting_from_a_stock_model(kind: str, positions: int, types: int, inputs: dict[str, Path], tmp_path: Path):
+    import transformers
     from transformers import BertConfig, BertForMaskedLM
 
     words = Vocabulary.from_tokenizer(load(inputs["tokenizer"]))
-    config = BertConfig(vocab_size=words.size, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-                        intermediate_size=48, max_position_embeddings=64)  # fmt: skip
-    stock = BertForMaskedLM(config).eval()
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=words.size, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+        max_position_embeddings=positions, type_vocab_size=types, pad_token_id=words.pad,
+    )  # fmt: skip
+    stock = getattr(transformers, f"{kind}ForMaskedLM")(config).eval()
     stock.save_pretrained(tmp_path / "stock")
-    section = small_run.section(start="stock", arch="bert 2x32 heads=2 ffn=48 max_length=64")
+    section = small_run.section(start="stock", arch=f"bert 2x32 heads=2 ffn=48 max_length=64 token_types={types}")
     model = pretrain.make_model(section, tmp_path, 32, words).eval()
     ids = torch.randint(5, words.size, (2, 16))
     torch.testing.assert_close(model(input_ids=ids).logits, stock(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
