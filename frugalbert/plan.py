@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frugalbert.budget import Budget
-from frugalbert.config import FROM_SEARCH, Config, Finetune, Supernet, Training
+from frugalbert.config import FROM_SEARCH, FROM_SUPERNET, Config, Distill, Finetune, Supernet, Training
 from frugalbert.progress import duration, number
+from frugalbert.run import read_json
 from frugalbert.stages import Status, examine
 
 if TYPE_CHECKING:
@@ -124,10 +125,73 @@ def _pretrain(config: Config, folder: Path, known: dict[str, Any]) -> str:
     elif text == FROM_SEARCH:
         bound, text = "from search, at most ", _choices(config).largest().to_text()
     arch, vocabulary = Arch.load(text, folder), _vocabulary(config, known)
+    teacher = _teacher_arch(config, section.distill, folder) if section.distill else None
+    if teacher and "tokenizer" not in known:
+        vocabulary = teacher[1] or vocabulary
     flops = cost.training_flops(arch, vocabulary, config.shards.length[0], section.mask.rate[0])
     parameters = cost.parameter_count(arch, vocabulary, "mlm")
     what = f"{bound}{arch.to_text()}, {number(parameters)} parameters, {number(flops)}FLOP/token"
+    if section.distill:
+        said, more = _distill(config, folder, known, teacher[0] if teacher else None, vocabulary)
+        what, flops = f"{what}; {said}", flops + more
     return _training(config, section, (what, flops, parameters), _tokens(config, folder, known))
+
+
+def _teacher_arch(config: Config, section: Distill, folder: Path) -> tuple[Arch, int | None] | None:
+    """The teacher's Arch and vocabulary, where they can be known: the super-network, or a directory of our own kind."""
+    from frugalbert.model.arch import Arch
+
+    if section.teacher == FROM_SUPERNET:
+        return _choices(config).largest(), None
+    path = folder / section.teacher / "config.json"
+    content = read_json(path) if path.is_file() else {}
+    return (Arch.parse(content["arch"]), content.get("vocab_size")) if "arch" in content else None
+
+
+def _distill(
+    config: Config, folder: Path, known: dict[str, Any], arch: Arch | None, vocabulary: int
+) -> tuple[str, float]:
+    """What the teacher is, and its operations per token: those of its forward pass, 0 if they are not known."""
+    from frugalbert.model import cost
+
+    assert config.pretrain is not None
+    assert config.pretrain.distill is not None
+    assert config.shards is not None
+    section, mask, length = config.pretrain.distill, config.pretrain.mask, config.shards.length[0]
+    said, flops = f"teacher {section.teacher}", 0.0
+    if arch is None:
+        said += " (size not known beforehand: not in the pace)"
+    else:
+        masked = mask.rate[0] if section.logits else 0.0
+        flops = cost.forward_flops(arch, length, head="mlm", vocab_size=vocabulary, masked=masked)
+        size = number(cost.parameter_count(arch, vocabulary, "mlm"))
+        said += f": {arch.to_text()}, {size} parameters, {number(flops)}FLOP/token forward"
+    if section.cache is None:
+        return said, flops
+    said += f"; cache {section.cache}, {_cache_size(config, folder, known, vocabulary)}"
+    return (f"{said} (there already)", 0.0) if (folder / section.cache / "index.json").exists() else (said, flops)
+
+
+def _cache_size(config: Config, folder: Path, known: dict[str, Any], vocabulary: int) -> str:
+    """Of the files that `train/teacher_cache.py` fills: a record for each masked copy of a row of each length."""
+    from frugalbert.data.slots import num_slots, record_type
+
+    section, shards = config.pretrain, config.shards
+    assert section is not None
+    assert shards is not None
+    assert section.distill is not None
+    assert section.distill.top_k is not None
+    later = [phase.length for phase in section.phases]
+    lengths = {next((length for length in shards.length if length not in later), shards.length[0]), *later}
+    tokens, total = _tokens(config, folder, known), 0.0
+    for length in lengths:
+        slots = num_slots(section.mask.rate[0], length, section.mask.max_predictions)
+        record = record_type(slots, section.distill.top_k, vocabulary).itemsize * (section.mask.copies or 1)
+        if tokens is None:
+            return f"{number(record)}B for each row of {length} tokens"
+        rows = known.get("shards", {}).get("rows") if length == shards.length[0] else None
+        total += record * (rows or tokens / length)
+    return f"about {number(total)}B when full"
 
 
 def _training(config: Config, section: Training, model: tuple[str, float, int], corpus_tokens: float | None) -> str:
@@ -266,7 +330,45 @@ def _search(config: Config, folder: Path, known: dict[str, Any]) -> str:
     by = f"{section.quality} on {section.rows} rows"
     if section.finetune is not None:
         by = f"{_names(section.finetune)} fine-tuned"
-    return f"{section.method}: {section.evaluations} evaluations{budget} within {', '.join(limits)}; by {by}"
+    within = f" within {', '.join(limits)}" if limits else ""
+    if section.method != "extraction":
+        by += _short(config, section.evaluations)
+        return f"{section.method}: {section.evaluations} evaluations{budget}{within}; by {by}"
+    visited, how = -(-_choices(config).size() // section.extraction.interval), section.extraction
+    maximum = how.maximum or "the largest of the space"
+    count = f"{'at most ' if limits else ''}{visited} of {_choices(config).size()} architectures{within}"
+    return (
+        f"extraction: {count} by W of parameters, {how.inference} and {by}, maximum point {maximum}"
+        f"{_short(config, visited)}"
+    )
+
+
+def _short(config: Config, visited: int) -> str:
+    """The short trainings of so many architectures, if they are judged by them."""
+    from frugalbert.model.cost import forward_flops, training_flops
+
+    assert config.search is not None
+    assert config.shards is not None
+    training, length, vocabulary = config.search.training, config.shards.length[0], _vocabulary(config, {})
+    if training is None:
+        return ""
+    repeated = visited * len(training.seeds)
+    steps = repeated * len(training.recipes) * training.steps
+    tokens = repeated * sum(recipe.batch_size for recipe in training.recipes) * training.steps * length
+    looked = repeated * len(training.recipes) * training.looks * config.search.rows * length
+    flops = tokens * _mean(
+        _choices(config), lambda arch: training_flops(arch, vocabulary, length, 0.15), stratified=False
+    )
+    flops += looked * _mean(
+        _choices(config),
+        lambda arch: forward_flops(arch, length, vocab_size=vocabulary, masked=0.15, head="mlm"),
+        stratified=False,
+    )
+    times = ", ".join(f"on {where} roughly {duration(flops / speed)}" for where, speed in _speeds(config))
+    return (
+        f"; {repeated * len(training.recipes)} trainings of {training.steps} steps, {number(steps)} steps, "
+        f"{number(tokens)} tokens, {times}"
+    )
 
 
 def _finetune(config: Config, folder: Path, known: dict[str, Any]) -> str:

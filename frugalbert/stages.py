@@ -78,7 +78,9 @@ def _finetune_paths(section: Finetune) -> list[str]:
 
 
 def _search_paths(section: Search) -> list[str]:
-    return _finetune_paths(section.finetune) if section.finetune else []
+    maximum = section.extraction.maximum or ""
+    return [*([maximum] if maximum.endswith(".json") else []),
+            *(_finetune_paths(section.finetune) if section.finetune else [])]  # fmt: skip
 
 
 STAGES = (
@@ -358,8 +360,22 @@ def rehearsal(config: Config) -> Config:
             value[name] = {**value[name], **trained}
     if (value.get("search") or {}).get("finetune"):
         value["search"]["finetune"] |= SMALL["finetune"]
+    if (value.get("search") or {}).get("training"):
+        value["search"]["training"] |= {"steps": 2, "looks": 1}
+    if config.search and config.search.method == "extraction":
+        _rehearse_extraction(config, value["search"])
     if value.get("corpus"):
         sources = [source if isinstance(source, dict) else {"path": source} for source in value["corpus"]["sources"]]
         value["corpus"]["sources"] = [{**source, "max_documents": 2000} for source in sources]
         value["corpus"]["held_out"] = max(0.02, config.corpus.held_out if config.corpus else 0.0)
     return Config.model_validate({**value, "name": f"{config.name[:80]}-rehearsal"})
+
+
+def _rehearse_extraction(config: Config, search: dict[str, Any]) -> None:
+    """Four of the whole space, within no limits: how many these leave is not known yet, and an interval must fit."""
+    from frugalbert.space import Space
+
+    assert config.space is not None
+    for name in ("evaluations", "limit"):
+        search.pop(name, None)
+    search["extraction"] = {**search.get("extraction", {}), "interval": -(-Space.of(config.space).size() // 4)}

@@ -9,7 +9,10 @@ from typer.testing import CliRunner
 
 from frugalbert.cli import app
 from frugalbert.config import Config
+from frugalbert.model.arch import Arch, LayerArch
+from frugalbert.plan import rows
 from frugalbert.space import Space
+from frugalbert.stages import rehearsal
 from frugalbert.yamlfile import load
 from tests.structure import ROOT
 
@@ -25,6 +28,7 @@ def test_the_promised_ones_are_there():
         "compact-30m-cpu",
         "autotinybert-mlm",
         "autotinybert-kd",
+        "bort",
     }
 
 
@@ -78,6 +82,34 @@ def test_autotinybert_is_the_published_recipe(name: str, size: int):
     recipe = config.search.finetune
     assert recipe is not None
     assert (recipe.epochs, recipe.learning_rate, recipe.batch_size, recipe.max_length) == (4, 3e-5, 32, 128)
+
+
+def test_bort_is_the_published_space_point_and_recipe():
+    """300 architectures, (D, A, H, I) = (4, 8, 1024, 768), T = RoBERTa-large, and the script's distillation weights."""
+    config = load(ROOT / "configs" / "bort.yaml")
+    assert config.space is not None
+    assert config.search is not None
+    assert config.pretrain is not None
+    assert config.pretrain.distill is not None
+    space, arch = Space.of(config.space), Arch.load(config.pretrain.arch)
+    assert space.size() == 300
+    assert space.contains(Arch.uniform("bert", 4, 1024, heads=8, ffn=768))
+    assert (len(arch.layers), arch.hidden, *set(arch.layers)) == (4, 1024, LayerArch(1024, 8, 128, 768))
+    assert (config.search.method, config.search.quality) == ("extraction", "training")
+    assert config.search.extraction.inference == "latency"
+    top = Arch.load(config.search.extraction.maximum or "")
+    assert not space.contains(top)
+    assert (len(top.layers), top.hidden, *set(top.layers)) == (24, 1024, LayerArch(1024, 16, 64, 4096))
+    learnt = config.pretrain.distill
+    assert (learnt.mlm, learnt.logits, learnt.temperature, learnt.teacher) == (0.1, 0.5, 2.0, "roberta-large")
+    assert (config.pretrain.learning_rate, config.pretrain.warmup) == (1e-4, 0.01)
+    plan = dict((row[0], row[2]) for row in rows(config, ROOT / "runs" / "none", ROOT / "configs"))
+    assert "extraction: 30 of 300 architectures" in plan["search"]
+    assert "60 trainings of 2000 steps" in plan["search"]
+    small = rehearsal(config).search
+    assert small is not None
+    assert small.training is not None
+    assert (small.extraction.interval, small.training.steps) == (75, 2), "four architectures of 300"
 
 
 def test_a_misspelt_key_is_met_with_the_right_one(tmp_path: Path):

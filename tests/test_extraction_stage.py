@@ -20,7 +20,7 @@ from frugalbert.space import Space
 from frugalbert.train import short
 from frugalbert.yamlfile import load
 from tests.test_pipeline import _write_project
-from tests.test_selection import call, nothing_half_written, one_sentence, run_of
+from tests.test_selection import call, milliseconds, nothing_half_written, one_sentence, run_of
 
 YAML = """
 name: search
@@ -190,6 +190,25 @@ def test_the_inherited_loss_may_be_the_error(copied: Path):
     assert told["extraction"]["maximum"] == "bert 2x32 heads=2 head_dim=8 ffn=32"
     assert rows(copied)[-1]["w"] == 0.0, "the maximum point itself"
     assert "looks" not in told["extraction"]["sensitivity"]
+
+
+def test_latency_as_cost_times_a_maximum_point_that_the_predictor_does_not_know(copied: Path):
+    text = (
+        (copied / "search.yaml")
+        .read_text()
+        .replace("search:\n  method", "latency: {architectures: 12, length: 16}\nsearch:\n  method")
+    )
+    (copied / "search.yaml").write_text(text.replace("{interval: 2,", "{interval: 2, inference: latency,"))
+    for stage in ("latency", "search"):
+        code, said = call(copied, "--only", stage)
+        assert code == 0, said
+    told, top = found(copied)["extraction"], Arch.parse("bert 4x48 heads=4 ffn=64")
+    assert told["inference"] == "latency_ms"
+    assert told["maximum_inference"] == pytest.approx(milliseconds(top), abs=1e-4), "measured, not predicted"
+    assert set(told["sensitivity"]["inference"]) == {"flops"}
+    chosen = found(copied)["chosen"]
+    assert chosen["measured_ms"] == pytest.approx(milliseconds(Arch.parse(chosen["arch"])), abs=1e-4)
+    assert len(found(copied)["finalists"]) == 5
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------
