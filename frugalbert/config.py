@@ -633,7 +633,7 @@ class Distill(Section):
 
     teacher: str
     """A masked LM: a directory relative to the YAML, a hub name, or `from supernet`. It reads the same ids, so it needs
-    the same tokenizer; with another one only `hidden` and `relation` are possible, compared word by word."""
+    the same tokenizer; with another one only `hidden` is possible, compared word by word."""
     mlm: Weight = 0.1
     """Weight of the masked words themselves."""
     logits: Weight = 0.5

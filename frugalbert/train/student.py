@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from frugalbert import dist
 from frugalbert.config import Distill
 from frugalbert.data.masking import Batch
-from frugalbert.model.cost import forward_flops, training_flops
+from frugalbert.model.cost import training_flops
 from frugalbert.model.losses import masked_loss
 from frugalbert.train import distill
 from frugalbert.train.batches import Micro
 from frugalbert.train.objectives import encoder_inputs, masked_scores
 from frugalbert.train.teacher import Lesson, Teacher
+from frugalbert.train.words import WordTeacher
 
 KEY = "pretrain.distill"
 
@@ -48,21 +49,21 @@ class Student(nn.Module):
 
     network: Any  # FrugalForMaskedLM
 
-    def __init__(self, network: Any, teacher: Teacher, section: Distill) -> None:
+    def __init__(self, network: Any, teacher: Teacher | WordTeacher, section: Distill) -> None:
         """Raises ValueError if the two cannot be compared as the section asks."""
         super().__init__()
         self.network = network
         self.teacher = (teacher,)  # in a tuple: no part of the module
-        mine, other = network.config.to_arch(), teacher.arch
-        self.pairs = layer_pairs(section.layers, len(mine.layers), len(other.layers))
+        mine = network.config.to_arch()
+        self.pairs = layer_pairs(section.layers, len(mine.layers), teacher.depth)
         self.watched, self.asked = [], []
         if section.attention:
-            self._watch_attention(mine, other)
+            self._watch_attention(mine, teacher.arch)
         if section.relation:
-            self._watch_relations(section, mine, other)
+            self._watch_relations(section, mine, teacher.arch)
         fits = {}
-        if section.hidden and mine.hidden != other.hidden:
-            fits = {str(layer): nn.Linear(mine.hidden, other.hidden) for layer, _ in self.pairs}
+        if section.hidden and mine.hidden != teacher.width:
+            fits = {str(layer): nn.Linear(mine.hidden, teacher.width) for layer, _ in self.pairs}
         for fit in fits.values():
             nn.init.normal_(fit.weight, std=network.config.initializer_range)
             nn.init.zeros_(fit.bias)
@@ -98,9 +99,12 @@ class Student(nn.Module):
 
     def blocks(self) -> list[nn.Module]:
         """The layers of both models that can be compiled: those that nobody looks into."""
-        teacher = self.teacher[0].model.model
-        both = ((self.network.model, self.watched), (teacher, self.asked))
-        return [block for model, seen in both for index, block in enumerate(model.layers) if index not in seen]
+        mine = [block for index, block in enumerate(self.network.model.layers) if index not in self.watched]
+        return mine + self.teacher[0].blocks(self.asked)
+
+    def fit(self, layer: int, x: Tensor) -> Tensor:
+        """Hidden states after a layer in the teacher's width."""
+        return self.fits[str(layer)](x) if self.fits else x
 
     def forward(self, objective: Distilled, batch: Batch) -> dict[str, Tensor]:
         """What `objective` measures."""
@@ -144,9 +148,8 @@ class Distilled:
 
     def flops(self, model: Student, length: float, rate: float) -> float:
         """Useful operations per token of a step: the student's, forward and backward, and the teacher's forward."""
-        head = {"vocab_size": model.network.config.vocab_size, "masked": rate if self.section.logits else 0.0}
-        teacher = 0.0 if self.section.cache else forward_flops(model.teacher[0].arch, length, head="mlm", **head)
-        return teacher + training_flops(model.network.config.to_arch(), head["vocab_size"], length, rate)
+        config = model.network.config
+        return model.teacher[0].flops(length, rate) + training_flops(config.to_arch(), config.vocab_size, length, rate)
 
     def text(self, model: Student, batch: Batch) -> dict[str, Tensor]:
         """Masked-LM loss and logits of the student."""
@@ -161,16 +164,21 @@ class Distilled:
     def measure(self, model: Student, batch: Batch) -> dict[str, Tensor]:
         """ "loss_of_words" (a mean over masked tokens), "loss_of_tokens" (over real ones), and each term unweighted."""
         section = self.section
-        lesson = model.teacher[0].look(batch, model.asked, hidden=section.hidden > 0)
+        teacher, hidden = model.teacher[0], [theirs for _, theirs in model.pairs] if section.hidden else []
+        foreign = isinstance(teacher, WordTeacher)
+        lesson = Lesson({}, {}) if foreign else teacher.look(batch, model.asked, hidden)
         with distill.watch(model.network.model, model.watched) as states:
             output = model.network.model(
-                batch.input_ids, output_hidden_states=section.hidden > 0, **encoder_inputs(batch, isolate=self.isolate)
+                batch.input_ids, output_hidden_states=bool(hidden), **encoder_inputs(batch, isolate=self.isolate)
             )
         zero = torch.zeros((), device=batch.input_ids.device)
         found = {"loss_of_words": zero}
         if self.of_words:
             found |= self._words(model, output.last_hidden_state, batch, lesson)
-        terms = self._tokens(model, batch, lesson, states, output.hidden_states)
+        if foreign:
+            terms = {"hidden_loss": _by_word(model, teacher, batch, output.hidden_states)}
+        else:
+            terms = self._tokens(model, batch, lesson, states, output.hidden_states)
         weighted = [getattr(section, name.removesuffix("_loss")) * value for name, value in terms.items()]
         return found | {"loss_of_tokens": sum(weighted, zero)} | terms
 
@@ -200,10 +208,10 @@ class Distilled:
             ]
             found["attention_loss"] = torch.stack(terms).sum()
         if section.hidden:
-            terms = []
-            for mine, other in model.pairs:
-                fit = model.fits[str(mine)] if model.fits else nn.Identity()
-                terms.append(distill.hidden_loss(fit(hidden[mine]), lesson.hidden[other], batch.document_ids))
+            terms = [
+                distill.hidden_loss(model.fit(mine, hidden[mine]), lesson.hidden[other], batch.document_ids)
+                for mine, other in model.pairs
+            ]
             found["hidden_loss"] = torch.stack(terms).sum()
         if section.relation:
             last = len(model.network.model.layers) - 1
@@ -211,3 +219,13 @@ class Distilled:
                 states[last], lesson.states[model.relation_layer], pairs, section.relation_heads
             )
         return found
+
+
+def _by_word(model: Student, teacher: WordTeacher, batch: Batch, hidden: Sequence[Tensor]) -> Tensor:
+    """The hidden-state term where the teacher's tokens are others: means over the pieces of each word."""
+    wanted, words, both = teacher.read(batch, [theirs for _, theirs in model.pairs])
+    terms = [
+        distill.hidden_loss(words.pool(model.fit(mine, hidden[mine])), wanted[other], both.long())
+        for mine, other in model.pairs
+    ]
+    return torch.stack(terms).sum()

@@ -18,28 +18,31 @@ from torch import Tensor
 
 from frugalbert import dist
 from frugalbert.config import Distill, Pretrain
+from frugalbert.data import tokenizer as tokenizers
 from frugalbert.data.masking import Batch, Vocabulary, num_slots
 from frugalbert.data.rows import ShardSet, read_index
 from frugalbert.model import slicing
 from frugalbert.model.arch import Arch
+from frugalbert.model.cost import forward_flops
 from frugalbert.model.modeling import FrugalForMaskedLM
 from frugalbert.run import fingerprint
 from frugalbert.train.distill import Prediction, States, likeliest, watch
 from frugalbert.train.importance import sort_by_importance
 from frugalbert.train.objectives import encoder_inputs
 from frugalbert.train.teacher_cache import Cache
-from frugalbert.train.weights import load_model
+from frugalbert.train.weights import load_model, reads_alike
+from frugalbert.train.words import WordTeacher, load_word_teacher
 
 KEY = "pretrain.distill.teacher"
 
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """hidden: (B, T, D) after the embeddings and after each layer; states by layer from 0; empty unless asked for."""
+    """hidden: (B, T, D) after the layers that were asked for, from 1, 0 = embeddings; states by layer from 0."""
 
-    hidden: tuple[Tensor, ...]
+    hidden: dict[int, Tensor]
     states: dict[int, States]
-    wanted: Prediction | None
+    wanted: Prediction | None = None
     cached: float = 0.0
     """Share of the rows whose predictions were read from disk."""
 
@@ -51,22 +54,30 @@ class Teacher:
         self.model = model.requires_grad_(False).eval()
         self.section, self.isolate, self.cache = section, isolate, cache
 
-    @property
-    def arch(self) -> Arch:
-        return self.model.config.to_arch()
+        self.arch: Arch = model.config.to_arch()
+        self.depth, self.width = len(self.arch.layers), self.arch.hidden
+
+    def blocks(self, seen: Sequence[int]) -> list[Any]:
+        """Layers that can be compiled: those that nobody looks into."""
+        return [block for index, block in enumerate(self.model.model.layers) if index not in seen]
+
+    def flops(self, length: float, rate: float) -> float:
+        """Operations per token of a forward pass with predictions at a share `rate` of the tokens."""
+        head = {"vocab_size": self.model.config.vocab_size, "masked": rate if self.section.logits else 0.0}
+        return 0.0 if self.cache else forward_flops(self.arch, length, head="mlm", **head)
 
     @torch.no_grad()
-    def look(self, batch: Batch, layers: Sequence[int], *, hidden: bool) -> Lesson:
-        """What it says about a batch; `layers`: whose attention states are wanted."""
+    def look(self, batch: Batch, layers: Sequence[int], hidden: Sequence[int]) -> Lesson:
+        """What it says about a batch: attention states of `layers`, hidden states after the layers `hidden`."""
         if self.cache is not None and batch.copies is not None:
             wanted, cached = self._from_cache(self.cache, batch)
-            return Lesson((), {}, wanted, cached)
+            return Lesson({}, {}, wanted, cached)
         with watch(self.model.model, layers) as states:
             output = self.model.model(
-                batch.input_ids, output_hidden_states=hidden, **encoder_inputs(batch, isolate=self.isolate)
+                batch.input_ids, output_hidden_states=bool(hidden), **encoder_inputs(batch, isolate=self.isolate)
             )
         wanted = self._predict(output.last_hidden_state, batch) if self.section.logits else None
-        return Lesson(output.hidden_states or (), states, wanted)
+        return Lesson({layer: output.hidden_states[layer] for layer in hidden}, states, wanted)
 
     def _predict(self, last_BTD: Tensor, batch: Batch) -> Prediction:
         x = self.model.head(last_BTD.flatten(0, 1).index_select(0, batch.masked_positions))
@@ -110,22 +121,39 @@ def rows_of(batch: Batch, rows: Tensor) -> Batch:
 # ---- from the section to a teacher -----------------------------------------------------------------------------------
 
 
-def load_teacher(section: Pretrain, inputs: dict[str, Path], lengths: Sequence[int], vocabulary: Vocabulary) -> Teacher:
+def load_teacher(
+    section: Pretrain, inputs: dict[str, Path], lengths: Sequence[int], vocabulary: Vocabulary
+) -> Teacher | WordTeacher:
     """The teacher of `section.distill` on the device; `lengths` are those of the rows.
 
     Raises ValueError if it cannot teach what the section asks, or if its cache belongs to something else.
     """
     distill = section.distill
     assert distill is not None
-    whole = distill.logits > 0
-    model = load_model(distill.teacher, KEY, inputs["yaml"], FrugalForMaskedLM, vocabulary, whole=whole)
-    if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
-        raise ValueError(f"{KEY} {distill.teacher} has weights that are not finite; take an earlier checkpoint of it")
+    folder, whole = inputs["yaml"], distill.logits > 0
+    if not reads_alike(distill.teacher, folder, vocabulary):
+        other = [name for name in ("logits", "attention", "relation") if getattr(distill, name)]
+        if other:
+            raise ValueError(
+                f"{KEY} {distill.teacher} has another tokenizer than the shards, so {other[0]} cannot be compared; "
+                "take its tokenizer (tokenizer.path), or learn hidden states alone (logits: 0, hidden: 1)"
+            )
+        ours = tokenizers.load(inputs["tokenizer"])
+        foreign = load_word_teacher(distill.teacher, KEY, folder, ours, vocabulary)
+        _check_finite(foreign.model, distill.teacher)
+        return foreign
+    model = load_model(distill.teacher, KEY, folder, FrugalForMaskedLM, vocabulary, whole=whole)
+    _check_finite(model, distill.teacher)
     known = model.config.to_arch().max_length
     if known < max(lengths):
         raise ValueError(f"{KEY} {distill.teacher} knows {known} positions, the rows have {max(lengths)} tokens")
     cache = _open_cache(section, inputs, lengths, model, vocabulary) if distill.cache else None
     return Teacher(model.to(vocabulary.special.device), distill, isolate=section.isolate_documents, cache=cache)
+
+
+def _check_finite(model: Any, name: str) -> None:
+    if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+        raise ValueError(f"{KEY} {name} has weights that are not finite; take an earlier checkpoint of it")
 
 
 def _open_cache(
@@ -162,12 +190,16 @@ def digest(model: Any) -> str:
     return found.hexdigest()
 
 
-def slice_of_teacher(section: Pretrain, arch: Arch, teacher: Teacher, shards: Path, vocabulary: Vocabulary) -> Any:
+def slice_of_teacher(
+    section: Pretrain, arch: Arch, teacher: Teacher | WordTeacher, shards: Path, vocabulary: Vocabulary
+) -> Any:
     """`arch` with the teacher's weights: its most important heads, units and channels, and some of its layers.
 
     Raises ValueError if `arch` is no slice of the teacher.
     """
     assert section.distill is not None
+    if isinstance(teacher, WordTeacher):
+        raise ValueError("pretrain.start from teacher needs a teacher with the tokenizer of the shards; remove start")
     big = teacher.arch
     try:
         layers = slicing.kept_layers(big, len(arch.layers), section.distill.slice)

@@ -15,16 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from frugalbert.data.slots import record_type
 from frugalbert.run import flatten, read_json, write_json
 from frugalbert.train.distill import Prediction
-
-
-def record_type(slots: int, count: int, vocab_size: int) -> np.dtype[Any]:
-    """One record. `plan` multiplies its size by rows and copies."""
-    ids = "<u2" if vocab_size <= 1 << 16 else "<u4"
-    return np.dtype(
-        [("crc", "<u4"), ("rest", "<f4", (slots,)), ("scores", "<f2", (slots, count)), ("ids", ids, (slots, count))]
-    )
 
 
 class Cache:
@@ -49,7 +42,7 @@ class Cache:
         write_json(index, identity)
         self.files: dict[int, np.memmap[Any, Any]] = {}
         for length, (records, slots) in sizes.items():
-            kind, path = record_type(slots, min(count, vocab_size), vocab_size), folder / f"length-{length}.bin"
+            kind, path = record_type(slots, count, vocab_size), folder / f"length-{length}.bin"
             with open(path, "ab") as file:
                 if file.tell() != records * kind.itemsize:
                     file.truncate(records * kind.itemsize)  # sparse: the disk fills as records are written

@@ -38,7 +38,7 @@ def load_model(
         raise ValueError(
             f"{key} {name} is neither a model directory in {folder} nor a hub name within reach"
         ) from error
-    if config.get("vocab_size", 0) < vocabulary.size or not _same_tokens(place, vocabulary, config["vocab_size"]):
+    if config.get("vocab_size", 0) < vocabulary.size or not reads_alike(name, folder, vocabulary, config["vocab_size"]):
         raise ValueError(
             f"{key} {name} has {config.get('vocab_size')} tokens, the tokenizer {vocabulary.size}, and they differ; "
             "load the tokenizer of the same model (tokenizer.path)"
@@ -52,9 +52,7 @@ def load_model(
         )
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         why = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-        raise ValueError(
-            f"{key} {name} cannot be loaded ({why}); copy it again from its origin"
-        ) from None
+        raise ValueError(f"{key} {name} cannot be loaded ({why}); copy it again from its origin") from None
     absent = sorted(report["missing_keys"])
     if whole and (absent or stock_kind is AutoModelForPreTraining):
         raise ValueError(
@@ -69,14 +67,15 @@ def load_model(
     return found
 
 
-def _same_tokens(place: str, vocabulary: Vocabulary, size: int) -> bool:
-    """Whether its tokenizer gives every token our id; where there is none, the sizes must be equal."""
+def reads_alike(name: str, folder: Path, vocabulary: Vocabulary, size: int | None = None) -> bool:
+    """Whether a model's tokenizer gives every token our id; where there is none, the `size` must be equal."""
     from transformers import AutoTokenizer
 
+    place = str(folder / name) if (folder / name).exists() else name
     if Path(place).is_dir() and not any((Path(place) / name).is_file() for name in TOKENIZER_FILES):
-        return size == vocabulary.size
+        return size in (None, vocabulary.size)
     try:
         theirs = AutoTokenizer.from_pretrained(place, trust_remote_code=False).get_vocab()
     except Exception:
-        return size == vocabulary.size
+        return size in (None, vocabulary.size)
     return all(theirs.get(token) == number for token, number in vocabulary.tokens.items())
