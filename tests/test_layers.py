@@ -21,7 +21,9 @@ ALLOWED = {
         "budget", "config", "data", "dist", "fanout", "finetune", "measure", "model", "progress", "run", "search",
         "space", "train",
     },
-    "plan": {"budget", "config", "model.arch", "model.cost", "progress", "run", "space", "stages", "yamlfile"},
+    "plan": {
+        "budget", "config", "data.slots", "model.arch", "model.cost", "progress", "run", "space", "stages", "yamlfile",
+    },
     "explain": {"budget", "config", "model.arch", "model.cost", "plugins", "progress", "train.curves"},
     "report": {"progress", "run"},
     "finetune": {"budget", "config", "data", "dist", "fanout", "model", "progress", "run", "train"},

@@ -11,7 +11,9 @@ import pytest
 
 from frugalbert import plan
 from frugalbert.config import Config
-from frugalbert.model.cost import training_flops
+from frugalbert.model.arch import Arch
+from frugalbert.model.cost import forward_flops, parameter_count, training_flops
+from frugalbert.progress import number
 from frugalbert.space import Space
 from frugalbert.train.slices import Sampling
 
@@ -81,3 +83,61 @@ def test_a_step_costs_what_its_architectures_cost(sampling: str, stratified: boo
     batches = [draws.draw(position, position / 1000) for position in range(1000 if sampling != "all" else 1)]
     cost = np.mean([sum(training_flops(arch, 2048, 64, 0.15) for arch in batch) for batch in batches])
     assert plan.flops_per_token(section.supernet, space, 2048, 64) == pytest.approx(cost, rel=0.1)
+
+
+# ---- a teacher -------------------------------------------------------------------------------------------------------
+
+
+def taught(folder: Path, distill: dict[str, Any], known: dict[str, Any] | None = None, **values: Any) -> str:
+    """What is said of `pretrain` with this teacher, before anything has run, or knowing what the stages have found."""
+    arch = "modern 2x64 heads=2 ffn=64"
+    section = {"budget": "1e6tok", "arch": arch, "objective": "distill", "distill": distill, "mask": {"rate": 0.2}}
+    config = Config.model_validate(
+        {**{key: YAML[key] for key in ("name", "corpus", "tokenizer", "shards", "space", "supernet")},
+         "machine": {"device": "cpu"}, "pretrain": section | values}
+    )  # fmt: skip
+    return plan._pretrain(config, folder, known or {})
+
+
+def seconds(text: str) -> float:
+    return float(text.split("roughly ")[1].split(" ")[0])
+
+
+def test_the_teacher_is_named_and_its_forward_pass_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plan, "duration", str)
+    (tmp_path / "big").mkdir()
+    content = {"model_type": "frugalbert", "arch": "modern 4x256 heads=4 ffn=256", "vocab_size": 4096}
+    (tmp_path / "big" / "config.json").write_text(json.dumps(content))
+    big, small = Arch.parse(content["arch"]), Arch.parse("modern 2x64 heads=2 ffn=64")
+    known = {"tokenizer": {"vocab_size": 2048}}
+    student = training_flops(small, 2048, 64, 0.2)
+    speed = dict(plan._speeds(Config.model_validate({"name": "x", "machine": {"device": "cpu"}}))).popitem()[1]
+    for settings, masked in (({}, 0.2), ({"logits": 0.0, "hidden": 1.0}, 0.0)):
+        said = taught(tmp_path, {"teacher": "big", **settings}, known)
+        teacher = forward_flops(big, 64, vocab_size=2048, masked=masked, head="mlm")
+        assert f"teacher big: modern 4x256 heads=4 ffn=256, {number(parameter_count(big, 2048, 'mlm'))} param" in said
+        assert seconds(said) == pytest.approx(1e6 * (student + teacher) / speed)
+    elsewhere = taught(tmp_path, {"teacher": "roberta-base"}, known)
+    assert "teacher roberta-base (size not known beforehand: not in the pace)" in elsewhere
+    assert seconds(elsewhere) == pytest.approx(1e6 * student / speed)
+    assert "teacher from supernet: bert 3x128 heads=4 ffn=512" in taught(tmp_path, {"teacher": "from supernet"})
+    unread = taught(tmp_path, {"teacher": "big"})
+    assert f"{number(parameter_count(small, 4096, 'mlm'))} parameters" in unread, "the vocabulary is the teacher's"
+
+
+def test_a_full_cache_needs_no_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plan, "duration", str)
+    kept = {"teacher": "from supernet", "top_k": 16, "cache": "cache"}
+    mask = {"rate": 0.2, "copies": 3}
+    record = 4 + 13 * (4 + 16 * (2 + 2))  # a sum; for each of 13 masked places the rest, and 16 scores and ids
+    assert f"cache cache, {3 * record / 1e3:.3g}kB for each row of 64 tokens" in taught(tmp_path, kept, mask=mask)
+    known = {"tokenizer": {"vocab_size": 2048}, "shards": {"rows": 1000, "tokens": 60_000}}
+    asked = taught(tmp_path, kept, known, mask=mask)
+    assert f"about {number(3000 * record)}B when full" in asked
+    wide = taught(tmp_path, kept, {**known, "tokenizer": {"vocab_size": 70_000}}, mask=mask)
+    assert f"about {number(3000 * (record + 13 * 16 * 2))}B when full" in wide
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "index.json").write_text("{}")
+    there = taught(tmp_path, kept, known, mask=mask)
+    assert "(there already)" in there
+    assert seconds(there) < seconds(asked) / 2

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from frugalbert.config import Mask
+from frugalbert.data.slots import num_slots
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -110,13 +111,6 @@ class Batch:
     labels: Tensor
     draws: Tensor
     copies: Tensor | None = None
-
-
-def num_slots(rate: float, length: int, most: int | None = None) -> int:
-    """Masked slots per row of `length` tokens: round(rate * length), half to even, at least 1 unless the rate is 0, and
-    at most `most`."""
-    slots = max(1, round(rate * length)) if rate > 0 else 0
-    return slots if most is None else min(slots, most)
 
 
 def mlm_batch(

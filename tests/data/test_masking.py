@@ -17,12 +17,12 @@ from frugalbert.data.masking import (
     Vocabulary,
     documents,
     mlm_batch,
-    num_slots,
     replace_tokens,
     restore,
     sample,
 )
 from frugalbert.data.rows import ShardSet, gather_rows, to_device
+from frugalbert.data.slots import num_slots
 from tests.data.small_shards import ORDINARY, SPECIAL, random_documents, small_tokenizer, write_shards
 
 VOCAB = 100
