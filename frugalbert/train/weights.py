@@ -34,13 +34,15 @@ def load_model(
     place = str(folder / name) if (folder / name).exists() else name
     try:
         config, _ = PreTrainedConfig.get_config_dict(place)
+        if "vocab_size" not in config:
+            raise ValueError("an empty directory, or the configuration of something else")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{key} {name} is neither a model directory in {folder} nor a hub name within reach"
         ) from error
-    if config.get("vocab_size", 0) < vocabulary.size or not reads_alike(name, folder, vocabulary, config["vocab_size"]):
+    if config["vocab_size"] < vocabulary.size or not reads_alike(name, folder, vocabulary, config["vocab_size"]):
         raise ValueError(
-            f"{key} {name} has {config.get('vocab_size')} tokens, the tokenizer {vocabulary.size}, and they differ; "
+            f"{key} {name} has {config['vocab_size']} tokens, the tokenizer {vocabulary.size}, and they differ; "
             "load the tokenizer of the same model (tokenizer.path)"
         )
     settings = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
