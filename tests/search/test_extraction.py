@@ -195,12 +195,12 @@ def test_what_is_beyond_the_maximum_point_is_rejected_and_never_judged():
 
 def test_the_best_recipe_counts_and_seeds_are_averaged():
     def two(archs: list[Arch]) -> list[list[Errors | None]]:
-        return [[None, Errors((4.0, 2.0)), Errors((5.0, 5.0))] for _ in archs]
+        return [[None, Errors((5.0, 5.0)), Errors((4.0, 2.0)), Errors((4.5, 4.5))] for _ in archs]
 
     one = extract(SPACE, two, cost, ANY, section(), TOP).ranking[0]
     costs = one.candidate.costs
     ws = [coefficient(TOP, costs["parameters"], costs["flops"], e, 1e-3) for e in (4.0, 2.0)]
-    assert one.theta == 1
+    assert one.theta == 2
     assert one.w == pytest.approx(sum(ws) / 2)
     assert one.w_std == pytest.approx(abs(ws[0] - ws[1]) / math.sqrt(2))
     assert one.candidate.score == 3.0

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from frugalbert.config import Machine
+from frugalbert.progress import Progress
 from frugalbert.run import Stopped
 from frugalbert.train import loop, pretrain, short
 from tests.train import small_run
@@ -44,15 +45,15 @@ def test_the_lowest_look_counts_and_nothing_is_left(inputs: dict[str, Path], tmp
 
 def test_it_is_the_pre_training_on_rows_that_validation_does_not_use(inputs: dict[str, Path], tmp_path: Path):
     """`pretrain` on as many rows as to use all says the same of the weights; other rows say something else."""
-    everything = without_time(short.score(task(inputs, tmp_path, rows=10_000, looks=1)))
-    section = short.section_of(task(inputs, tmp_path, rows=10_000, looks=1))
+    everything = without_time(short.score(task(inputs, tmp_path, rows=10_000, looks=1, seed=3)))
+    section = short.section_of(task(inputs, tmp_path, rows=10_000, looks=1, seed=3))
     (tmp_path / "pretrain").mkdir()
     stage = pretrain.build(section, inputs, tmp_path / "pretrain", Machine(device="cpu", threads=1))
     assert everything["error"] == pytest.approx(stage["final_validation_loss"], abs=1e-6)
     first = section.model_copy(update={"validation": section.validation.model_copy(update={"rows": 6})})
     (tmp_path / "first").mkdir()
     other = pretrain.build(first, inputs, tmp_path / "first", Machine(device="cpu", threads=1))["final_validation_loss"]
-    assert abs(without_time(short.score(task(inputs, tmp_path, looks=1)))["error"] - other) > 1e-3
+    assert abs(without_time(short.score(task(inputs, tmp_path, looks=1, seed=3)))["error"] - other) > 1e-3
 
 
 def test_everything_but_the_architecture_is_shared(inputs: dict[str, Path], tmp_path: Path):
@@ -69,6 +70,10 @@ def test_everything_but_the_architecture_is_shared(inputs: dict[str, Path], tmp_
     ]
     assert found[0] == found[-1]
     assert len({json.dumps(row) for row in found}) == 4
+    short._data.cache_clear()
+    assert without_time(short.score(task(inputs, tmp_path, seed=1))) == found[1], (
+        "a seed's own data, whatever came before"
+    )
     assert found[0]["tokens"] == found[3]["tokens"] != found[2]["tokens"]
 
 
@@ -106,7 +111,10 @@ def test_one_that_diverges_is_none(rate: float, inputs: dict[str, Path], tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_is_quiet(inputs: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_it_is_quiet(
+    inputs: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Progress, "every", 0.0)
     short.score(task(inputs, tmp_path))
     assert capfd.readouterr() == ("", "")
 
