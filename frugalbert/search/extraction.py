@@ -199,6 +199,8 @@ def extract(
                 "search.extraction.maximum"
             )
         raise ValueError(f"none of {len(visited)} architectures has a finite error; use smaller learning rates")
+    if not found.ranking[0].w:
+        say("search: all that was visited costs as much as the maximum point, so every W is 0; the cheapest is taken")
     return found
 
 

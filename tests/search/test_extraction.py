@@ -274,6 +274,12 @@ def test_bad_input_is_one_sentence():
             call()
 
 
+def test_if_every_w_is_0_it_is_said(capsys: pytest.CaptureFixture[str]):
+    result = found(36, representative="last")
+    assert result.ranking[0].w == 0.0
+    assert "every W is 0" in capsys.readouterr().err
+
+
 def test_the_limits_hold_here_too():
     result = extract(SPACE, judge, cost, config.Limit(parameters=(60000.0,)), section())
     assert all(one.candidate.costs["parameters"] <= 60000 for one in result.visited)
