@@ -16,6 +16,7 @@ from frugalbert import config as sections
 from frugalbert import run
 from frugalbert.dist import processor_name
 from frugalbert.measure.models import OURS, max_length
+from frugalbert.measure.provenance import base_of, found_by, hub_name, plain, start_of, taught_by
 from frugalbert.progress import duration, number
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
@@ -27,13 +28,6 @@ LICENCES = frozenset(
 STAGES = ("corpus", "tokenizer", "shards", "space", "supernet", "latency", "search", "pretrain", "finetune")
 PIPELINES = {"ForMaskedLM": "fill-mask", "ForSequenceClassification": "text-classification"}
 FORMATS = {"hf": "hf/", "onnx": "onnx/model.onnx", "onnx-int8": "onnx-int8/model.onnx"}
-
-
-def plain(value: Any) -> str:
-    """Text of the user's as one line of Markdown that says only itself: no tables, tags, links or code of its own."""
-    text = " ".join(str(value).split())[:300]
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|#!~])", r"\\\1", text)
 
 
 def write(out: Path, section: sections.Export, inputs: dict[str, Path], result: dict[str, Any]) -> None:
@@ -153,7 +147,7 @@ def _metadata(section: sections.Export, known: dict[str, Any], result: dict[str,
             (tag for head, tag in PIPELINES.items() if result["class"].endswith(head)), "feature-extraction"
         ),
         tags=["frugalbert", "encoder", *(["custom_code"] if _needs_code(result) else [])],
-        base_model=_hub_name(_start(known)),
+        base_model=hub_name(start_of(known)),
         datasets=[name for name in map(_dataset, _sources(known)) if name] or None,
         model_name=known["name"],
         eval_results=scores or None,
@@ -167,17 +161,6 @@ def _metric(row: dict[str, Any]) -> str:
     """The hub's identifier of a metric."""
     name = str(row["metric"])
     return {"mcc": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}.get(name, name)
-
-
-def _hub_name(start: Any) -> str | None:
-    """`start` if it can be a name on the hub; a path is nobody else's business."""
-    return start if isinstance(start, str) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", start) else None
-
-
-def _start(known: dict[str, Any]) -> Any:
-    """The weights that were there before any training of the run; None: random ones."""
-    start = known["records"]["pretrain"].get("section", {}).get("start")
-    return known["records"]["supernet"].get("section", {}).get("start") if start == sections.FROM_SEARCH else start
 
 
 def _sources(known: dict[str, Any]) -> list[str]:
@@ -205,10 +188,6 @@ def _summary(known: dict[str, Any], result: dict[str, Any]) -> str:
 def _facts(section: sections.Export, known: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, str]]:
     summary, corpus, records = known["summary"], known["corpus"], known["records"]
     pretrain = records["pretrain"].get("section", {})
-    start = _start(known)
-    base = None
-    if known["trained"]:
-        base = "none: trained from random weights" if start is None else _hub_name(start) or Path(start).name
     text = None
     if corpus:
         names = ", ".join(_dataset(name) or Path(name).name for name in _sources(known))
@@ -222,9 +201,10 @@ def _facts(section: sections.Export, known: dict[str, Any], result: dict[str, An
     flops = result.get("flops_per_token")
     loss = summary.get("final_validation_loss")
     facts = {
-        "base model": base,
+        "base model": base_of(known),
         "architecture": f"`{result['arch']}`",
-        "found by": _found(known),
+        "found by": found_by(known),
+        "taught by": taught_by(known),
         "parameters": f"{result['parameters']:,}",
         "FLOPs": f"{number(flops)} per token, forward, at length {result.get('length')}" if flops else None,
         "tokenizer": result.get("tokenizer"),
@@ -239,30 +219,6 @@ def _facts(section: sections.Export, known: dict[str, Any], result: dict[str, An
         f"{summary.get('unigram_nll', float('nan')):.4f}, bigrams {summary.get('bigram_nll', float('nan')):.4f})",
     }  # fmt: skip
     return [(key, value) for key, value in facts.items() if value]
-
-
-def _found(known: dict[str, Any]) -> str | None:
-    """How a search chose the architecture; None if somebody else did."""
-    records, search, trained = known["records"], known["search"], known["supernet"]
-    pretrain, asked = (records[name].get("section", {}) for name in ("pretrain", "search"))
-    if pretrain.get("arch") != sections.FROM_SEARCH or not search:
-        return None
-    limits = [
-        f"{name.replace('_', ' ')} {'at least' if name == 'speedup' else 'at most'} {number(ends[0])}"
-        if len(ends) == 1 else f"{name.replace('_', ' ')} {number(ends[0])} to {number(ends[1])}"
-        for name, ends in asked.get("limit", {}).items() if ends
-    ]  # fmt: skip
-    size = records["space"].get("metrics", {}).get("architectures")
-    text = f"search by {plain(asked.get('method', '?'))} over {search['evaluations']:,} of {number(size or '?')} "
-    text += f"architectures, scored as slices of a super-network (budget {records['supernet']['section']['budget']}: "
-    text += f"{trained.get('steps', 0):,} steps, {trained.get('tokens', 0):,} tokens), within {', '.join(limits)}."
-    kept = search["chosen"]
-    if "measured_ms" in kept:
-        text += f" {kept['latency_ms']:.3g} ms predicted, {kept['measured_ms']:.3g} ms measured"
-        text += "; the limit is missed." if kept["violates"] else "."
-    if pretrain.get("start") == sections.FROM_SEARCH:
-        text += " Training began with the slice's weights."
-    return text
 
 
 def _usage(result: dict[str, Any]) -> str:

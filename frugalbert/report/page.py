@@ -47,6 +47,10 @@ from frugalbert.report.wording import (
 from frugalbert.run import write_atomic
 
 MOST_PANELS = 6
+TERMS = {
+    "logits_loss": "Distance of predictions (T² KL)", "attention_loss": "Distance of attention logits",
+    "hidden_loss": "Distance of hidden states", "relation_loss": "Divergence of relations",
+}  # fmt: skip
 MOST_TASKS = 12
 
 
@@ -104,8 +108,9 @@ def _curve(label: str, colour: str, records: Sequence[dict[str, Any]], axis: str
 
 
 def _loss(found: Collected, axis: str) -> Plot | None:
-    generator = any("generator_loss" in record for record in found.train[:1])  # what validation measures, too
-    train = _curve("training", "orange", found.train, axis, "generator_loss" if generator else "loss")
+    told = found.train[0] if found.train else {}
+    key = next((name for name in ("generator_loss", "text_loss") if name in told), "loss")  # as validation measures
+    train = _curve("training", "orange", found.train, axis, key)
     held_out = _curve("held out", "blue", found.validation, axis, "validation_loss")
     loss = [curve for curve in (train, held_out) if curve.x]
     if not loss:
@@ -118,6 +123,9 @@ def _loss(found: Collected, axis: str) -> Plot | None:
         below["Learning rate"] = rate
     if masks.x:
         below["Masked tokens (%)"] = masks
+    for name, label in TERMS.items():
+        if (term := _curve("", "purple", found.train, axis, name)).x:
+            below[label] = term
     over = "tokens seen" if axis == "tokens" else "training time"
     parts = [f"{curve.label} loss from {curve.y[0]:.2f} to {curve.y[-1]:.2f}" for curve in loss]
     parts += [f"{name} baseline at {level:.2f}" for name, level in levels.items()]

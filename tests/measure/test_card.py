@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frugalbert.config import Config, Export
+from frugalbert.config import Config, Export, Search
 from frugalbert.measure import card
 
 YAML = {
@@ -189,6 +189,26 @@ def test_an_architecture_from_a_search_says_so(inputs: dict[str, Path]):
     recipe = yaml.safe_load(text.split("````yaml\n")[1].split("\n````")[0])
     assert recipe["search"] == {"limit": {"latency_ms": [8.0], "parameters": [1e5, 1e6]}}
     assert Config.model_validate(recipe).search == Config.model_validate({**YAML, **SEARCH}).search
+
+
+def test_short_trainings_and_a_teacher_stand_in_the_card(inputs: dict[str, Path]):
+    """Extraction without a super-network or limits; a student of a hub model that began with a slice of it."""
+    folders = searched(inputs, {"w": 0.1}, start="from teacher", objective="distill", distill={"teacher": "some/bert"})
+    search = {
+        "method": "extraction",
+        "quality": "training",
+        "training": {"steps": 50, "recipes": [{"learning_rate": 0.5}]},
+        "limit": {},
+    }
+    section = Search.model_validate(search).model_dump(mode="json")
+    (folders["search"] / "stage.json").write_text(json.dumps({"stage": "search", "section": section, "fingerprint": "s"}))
+    (folders["supernet"] / "stage.json").unlink()
+    text = card.render(Export(), folders, RESULT)
+    assert (
+        "| found by | search by extraction over 200 of 480 architectures, each trained from scratch for 50 steps. |"
+    ) in text
+    assert "| taught by | some/bert (weights: mlm 0.1, logits 0.5; temperature 2) |" in text
+    assert ModelCard(text).data.base_model == "some/bert"
 
 
 def test_a_missed_limit_stands_in_the_card(inputs: dict[str, Path]):
