@@ -80,9 +80,10 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--short", type=int, nargs="+", default=[100, 400], help="steps s of short trainings")
+    parser.add_argument("--short", type=int, nargs="+", default=[100, 400, 800], help="steps s of short trainings")
+    parser.add_argument("--super-like", type=int, default=400, help="the s whose compute the super-network gets")
     parser.add_argument("--long", type=int, default=1200, help="steps of long ones")
-    parser.add_argument("--short-seeds", type=int, default=2)
+    parser.add_argument("--short-seeds", type=int, default=1)
     parser.add_argument("--long-seeds", type=int, default=2)
     parser.add_argument("--megabytes", type=int, default=12, help="of Wikipedia text")
     parser.add_argument("--workers", type=int, default=2)
@@ -164,7 +165,7 @@ def super_steps(space: Space, options: argparse.Namespace) -> int:
     """Steps of a super-network that cost as much as the short trainings of all architectures by one recipe and seed."""
     from frugalbert.plan import flops_per_token
 
-    alone = sum(training_flops(arch, VOCABULARY, LENGTH, 0.15) for arch in space.enumerate()) * max(options.short)
+    alone = sum(training_flops(arch, VOCABULARY, LENGTH, 0.15) for arch in space.enumerate()) * options.super_like
     section = Supernet.model_validate({"budget": "1steps", "batch_size": BATCH})
     return round(alone / flops_per_token(section, space, VOCABULARY, LENGTH))
 
@@ -367,16 +368,16 @@ def plot(found: dict[str, Any], path: Path) -> None:
             ratios = [part[f"{name}, interval {i}, first"]["w_long_ratio"] for i in INTERVALS]
             label = f"{name}, T x {scale}" if index == 0 or style == "-" else None
             right.plot(INTERVALS, ratios, style, marker="o", ms=3, color=f"C{index}", label=label)
-    right.set(xlabel="interval", ylabel="W of the pick / best W, by the long loss", xscale="log", xticks=INTERVALS,
-              xticklabels=INTERVALS)  # fmt: skip
+    right.set(xlabel="interval", ylabel="W of the pick / best W, by the long loss", xticks=INTERVALS)  # fmt: skip
     right.legend(fontsize=7)
     figure.savefig(path, dpi=110)
 
 
 def report(found: dict[str, Any]) -> None:
     within = found["spread_of_long_losses"]
+    seeds = f", {within['within']:.3f} between seeds" if within["within"] else ""
     print(f"{found['space']} architectures, all trained; long losses differ by {within['between']:.3f} between "
-          f"architectures, {within['within'] or float('nan'):.3f} between seeds; failed: {found['failed']}")  # fmt: skip
+          f"architectures{seeds}; failed: {found['failed']}")  # fmt: skip
     for name, part in found["proxy"].items():
         told = [f"{what} {row['tau']['value']:.2f} [{row['tau']['low']:.2f}, {row['tau']['high']:.2f}]"
                 for what, row in part.items()]  # fmt: skip
