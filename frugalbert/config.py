@@ -311,8 +311,9 @@ class Training(Section):
     batch_size: Count = 256
     """Global batch in sequences of the first row length; later phases keep the number of tokens."""
     optimizer: str = "adamw"
-    """`adamw`, `muon` (matrices; AdamW for the rest), `lamb`, `adam`, `sgd`, `file.py:function` beside the YAML,
-    a name that installed packages register (entry point `frugalbert.optimizers`), or ExtremeBERT's file (`.conf`)."""
+    """`adamw`, `bertadam` (the same without bias correction, as BERT's own), `muon` (matrices; AdamW for the rest),
+    `lamb`, `adam`, `sgd`, `file.py:function` beside the YAML, a name that installed packages register (entry point
+    `frugalbert.optimizers`), or ExtremeBERT's file (`.conf`)."""
     optimizer_options: dict[str, bool | int | float | str] = {}
     """Further settings of the optimizer, checked against its signature."""
     learning_rate: Positive = 1e-3
@@ -532,7 +533,7 @@ class Extraction(Section):
 class ShortRecipe(Section):
     """One recipe of short trainings; whatever it does not say is as `pretrain` has it by default."""
 
-    optimizer: Literal["sgd", "adam", "adamw", "lamb", "muon"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw", "bertadam", "lamb", "muon"] = "sgd"
     """`sgd` is what the theory of extraction assumes; the others are outside of it."""
     learning_rate: Positive
     """Peak rate (with `muon`: of the parameters AdamW keeps)."""

@@ -186,6 +186,10 @@ def _lamb(
     return Lamb(groups, settings, (minimum_ratio, maximum_ratio), bias_correction)
 
 
+def _bertadam(groups: Groups, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    return Lamb(groups, settings, (1.0, 1.0), bias_correction=False)  # no trust ratio: decoupled Adam, uncorrected
+
+
 def _muon(
     groups: Groups, settings: OptimizerSettings, *, momentum: float = 0.95, iterations: int = 5
 ) -> torch.optim.Optimizer:
@@ -196,6 +200,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": _adamw,
     "muon": _muon,
     "lamb": _lamb,
+    "bertadam": _bertadam,
     "adam": _adam,
     "sgd": _sgd,
 }

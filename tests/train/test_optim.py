@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,23 @@ def test_lamb_against_numpy(corrected: bool):
     assert min(ratios) < 2.0 < max(ratios)  # the clamp is part of what was compared
 
 
+def test_bertadam_by_hand():
+    """Three steps of one weight: m and v uncorrected, decay on the weight itself; a bias does not decay."""
+    model = nn.Linear(1, 1, dtype=torch.float64)
+    nn.init.constant_(model.weight, 2.0)
+    nn.init.zeros_(model.bias)
+    optimizer = make_optimizer(model, OptimizerSettings("bertadam", 0.1, 0.5, (0.9, 0.99), 1e-6))
+    for _ in range(3):
+        model.weight.grad, model.bias.grad = torch.full_like(model.weight, 4.0), torch.full_like(model.bias, 4.0)
+        optimizer.step()
+    weight, bias = 2.0, 0.0
+    for m, v in ((0.4, 0.16), (0.76, 0.3184), (1.084, 0.475216)):
+        weight -= 0.1 * (m / (math.sqrt(v) + 1e-6) + 0.5 * weight)
+        bias -= 0.1 * m / (math.sqrt(v) + 1e-6)
+    assert model.weight.item() == pytest.approx(weight, rel=1e-12)
+    assert model.bias.item() == pytest.approx(bias, rel=1e-12)
+
+
 def test_lamb_moves_a_bias_that_is_zero():
     model = nn.Linear(2, 2)
     nn.init.zeros_(model.bias)
@@ -167,7 +185,7 @@ def test_orthogonalise_makes_singular_values_one():
         assert 0.6 < values.min() < values.max() < 1.3
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lamb", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "bertadam", "adam", "sgd", "lamb", "muon"])
 def test_every_parameter_is_in_exactly_one_group(name: str):
     model = Tied()
     optimizer = make_optimizer(model, OptimizerSettings(name))
@@ -193,7 +211,7 @@ def test_groups_without_vectors_or_decay():
         make_optimizer(model, OptimizerSettings("muon"))
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lamb", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "bertadam", "adam", "sgd", "lamb", "muon"])
 def test_state_survives_a_round_trip(name: str):
     def steps(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: range) -> None:
         for number in numbers:
