@@ -125,31 +125,31 @@ def _pretrain(config: Config, folder: Path, known: dict[str, Any]) -> str:
     elif text == FROM_SEARCH:
         bound, text = "from search, at most ", _choices(config).largest().to_text()
     arch, vocabulary = Arch.load(text, folder), _vocabulary(config, known)
-    teacher = _teacher_arch(config, section.distill, folder) if section.distill else None
-    if teacher and "tokenizer" not in known:
-        vocabulary = teacher[1] or vocabulary
+    teacher = _teacher(config, section.distill, folder, vocabulary) if section.distill else None
+    if teacher and section.distill and section.distill.logits and "tokenizer" not in known:
+        vocabulary = teacher[1]
     flops = cost.training_flops(arch, vocabulary, config.shards.length[0], section.mask.rate[0])
     parameters = cost.parameter_count(arch, vocabulary, "mlm")
     what = f"{bound}{arch.to_text()}, {number(parameters)} parameters, {number(flops)}FLOP/token"
     if section.distill:
-        said, more = _distill(config, folder, known, teacher[0] if teacher else None, vocabulary)
+        said, more = _distill(config, folder, known, teacher, vocabulary)
         what, flops = f"{what}; {said}", flops + more
     return _training(config, section, (what, flops, parameters), _tokens(config, folder, known))
 
 
-def _teacher_arch(config: Config, section: Distill, folder: Path) -> tuple[Arch, int | None] | None:
+def _teacher(config: Config, section: Distill, folder: Path, vocabulary: int) -> tuple[Arch, int] | None:
     """The teacher's Arch and vocabulary, where they can be known: the super-network, or a directory of our own kind."""
     from frugalbert.model.arch import Arch
 
     if section.teacher == FROM_SUPERNET:
-        return _choices(config).largest(), None
+        return _choices(config).largest(), vocabulary
     path = folder / section.teacher / "config.json"
     content = read_json(path) if path.is_file() else {}
-    return (Arch.parse(content["arch"]), content.get("vocab_size")) if "arch" in content else None
+    return (Arch.parse(content["arch"]), content["vocab_size"]) if "arch" in content else None
 
 
 def _distill(
-    config: Config, folder: Path, known: dict[str, Any], arch: Arch | None, vocabulary: int
+    config: Config, folder: Path, known: dict[str, Any], teacher: tuple[Arch, int] | None, vocabulary: int
 ) -> tuple[str, float]:
     """What the teacher is, and its operations per token: those of its forward pass, 0 if they are not known."""
     from frugalbert.model import cost
@@ -159,13 +159,13 @@ def _distill(
     assert config.shards is not None
     section, mask, length = config.pretrain.distill, config.pretrain.mask, config.shards.length[0]
     said, flops = f"teacher {section.teacher}", 0.0
-    if arch is None:
+    if teacher is None:
         said += " (size not known beforehand: not in the pace)"
     else:
         masked = mask.rate[0] if section.logits else 0.0
-        flops = cost.forward_flops(arch, length, head="mlm", vocab_size=vocabulary, masked=masked)
-        size = number(cost.parameter_count(arch, vocabulary, "mlm"))
-        said += f": {arch.to_text()}, {size} parameters, {number(flops)}FLOP/token forward"
+        flops = cost.forward_flops(teacher[0], length, head="mlm", vocab_size=vocabulary, masked=masked)
+        size = number(cost.parameter_count(*teacher, "mlm"))
+        said += f": {teacher[0].to_text()}, {size} parameters, {number(flops)}FLOP/token forward"
     if section.cache is None:
         return said, flops
     said += f"; cache {section.cache}, {_cache_size(config, folder, known, vocabulary)}"

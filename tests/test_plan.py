@@ -115,14 +115,17 @@ def test_the_teacher_is_named_and_its_forward_pass_counts(tmp_path: Path, monkey
     for settings, masked in (({}, 0.2), ({"logits": 0.0, "hidden": 1.0}, 0.0)):
         said = taught(tmp_path, {"teacher": "big", **settings}, known)
         teacher = forward_flops(big, 64, vocab_size=2048, masked=masked, head="mlm")
-        assert f"teacher big: modern 4x256 heads=4 ffn=256, {number(parameter_count(big, 2048, 'mlm'))} param" in said
+        assert f"teacher big: modern 4x256 heads=4 ffn=256, {number(parameter_count(big, 4096, 'mlm'))} param" in said
         assert seconds(said) == pytest.approx(1e6 * (student + teacher) / speed)
     elsewhere = taught(tmp_path, {"teacher": "roberta-base"}, known)
     assert "teacher roberta-base (size not known beforehand: not in the pace)" in elsewhere
     assert seconds(elsewhere) == pytest.approx(1e6 * student / speed)
     assert "teacher from supernet: bert 3x128 heads=4 ffn=512" in taught(tmp_path, {"teacher": "from supernet"})
-    unread = taught(tmp_path, {"teacher": "big"})
-    assert f"{number(parameter_count(small, 4096, 'mlm'))} parameters" in unread, "the vocabulary is the teacher's"
+    words = [taught(tmp_path, {"teacher": "big", "logits": weight, "hidden": 1.0}) for weight in (1.0, 0.0)]
+    sizes = [number(parameter_count(small, size, "mlm")) for size in (4096, 2048)]
+    assert [f"{size} parameters" in text for size, text in zip(sizes, words, strict=True)] == [True, True], (
+        "before there is a tokenizer, the vocabulary is that of the teacher whose predictions are learnt"
+    )
 
 
 def test_a_full_cache_needs_no_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -23,14 +23,14 @@ from frugalbert.data import tokenizer as tokenizers
 from frugalbert.data.masking import Batch, Vocabulary
 from frugalbert.data.rows import read_index
 from frugalbert.model.arch import Arch
-from frugalbert.run import flatten, write_atomic
+from frugalbert.run import flatten, say, write_atomic
 from frugalbert.train.batches import HeldOut, Sampler, mask_rate
 from frugalbert.train.curves import curve, rate
 from frugalbert.train.loop import train
 from frugalbert.train.objectives import Electra, MaskedLM, ReplacedTokens, generator_arch
 from frugalbert.train.optim import OptimizerSettings, check_optimizer, make_optimizer, parameter_table
 from frugalbert.train.state import Drawn, Recipe, Run, write_weights
-from frugalbert.train.student import Distilled, Student
+from frugalbert.train.student import Distilled, Student, terms
 from frugalbert.train.summary import announce, attended, summarise
 from frugalbert.train.teacher import load_teacher, slice_of_teacher
 from frugalbert.train.weights import load_model
@@ -60,6 +60,8 @@ def build(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Machin
             model = make_model(section, inputs["yaml"], longest, vocabulary)
         if section.distill and teacher is not None:
             student = Student(model, teacher, section.distill)
+            who = teacher.arch or "another tokenizer, compared word by word"
+            say(f"pretrain: teacher {section.distill.teacher}: {who}; {terms(section.distill)}")
             objective = Distilled(section.isolate_documents, section.distill)
             return Method(student, model, objective, "network.", blocks=student.blocks())
         if section.objective == "rtd":

@@ -44,6 +44,12 @@ def layer_pairs(rule: str | Sequence[tuple[int, int]], student: int, teacher: in
     return pairs
 
 
+def terms(section: Distill) -> str:
+    """ "0.1 mlm + 0.5 logits": what is learnt."""
+    named = ((getattr(section, name), name) for name in ("mlm", "logits", "attention", "hidden", "relation"))
+    return " + ".join(f"{weight:g} {name}" for weight, name in named if weight)
+
+
 class Student(nn.Module):
     """The encoder that learns, and projections to the teacher's width, which are not kept."""
 

@@ -71,13 +71,18 @@ def load_model(
 
 def reads_alike(name: str, folder: Path, vocabulary: Vocabulary, size: int | None = None) -> bool:
     """Whether a model's tokenizer gives every token our id; where there is none, the `size` must be equal."""
+    from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
     place = str(folder / name) if (folder / name).exists() else name
+    file = Path(place) / "tokenizer.json"
     if Path(place).is_dir() and not any((Path(place) / name).is_file() for name in TOKENIZER_FILES):
         return size in (None, vocabulary.size)
     try:
-        theirs = AutoTokenizer.from_pretrained(place, trust_remote_code=False).get_vocab()
+        if file.is_file():  # AutoTokenizer warns of model types that it does not know, as ours is
+            theirs = Tokenizer.from_file(str(file)).get_vocab()
+        else:
+            theirs = AutoTokenizer.from_pretrained(place, trust_remote_code=False).get_vocab()
     except Exception:
         return size in (None, vocabulary.size)
     return all(theirs.get(token) == number for token, number in vocabulary.tokens.items())

@@ -52,7 +52,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 @pytest.mark.usefixtures("teacher")
-def test_every_term_at_once(inputs: dict[str, Path], tmp_path: Path):
+def test_every_term_at_once(inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     terms = {"attention": 0.0, "hidden": 0.1, "relation": 0.2, "relation_heads": 4, "layers": "even"}
     summary = distilled(inputs, tmp_path, terms)
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-2])
@@ -62,6 +62,8 @@ def test_every_term_at_once(inputs: dict[str, Path], tmp_path: Path):
         "decoder.weight"
     }
     assert summary["arch"] == str(Arch.parse(SMALL))
+    said = capsys.readouterr().err
+    assert f"teacher teacher/model: {Arch.parse(BIG)}; 0.1 mlm + 0.5 logits + 0.1 hidden + 0.2 relation" in said
     assert np.isfinite(summary["final_validation_loss"])
 
 
