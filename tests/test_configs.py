@@ -13,7 +13,7 @@ from frugalbert.model.arch import Arch, LayerArch
 from frugalbert.plan import rows
 from frugalbert.space import Space
 from frugalbert.stages import rehearsal
-from frugalbert.yamlfile import load
+from frugalbert.yamlfile import load, parse, validate
 from tests.structure import ROOT
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -29,6 +29,8 @@ def test_the_promised_ones_are_there():
         "autotinybert-mlm",
         "autotinybert-kd",
         "bort",
+        "distill-local-teacher",
+        "distill-local",
     }
 
 
@@ -110,6 +112,24 @@ def test_bort_is_the_published_space_point_and_recipe():
     assert small is not None
     assert small.training is not None
     assert (small.extraction.interval, small.training.steps) == (75, 2), "four architectures of 300"
+
+
+def test_the_local_student_names_the_local_teacher():
+    """What of the text or its packing differed would let the student be taught what the teacher is measured on."""
+    teacher, student = (load(ROOT / "configs" / f"{name}.yaml") for name in ("distill-local-teacher", "distill-local"))
+    assert (student.corpus, student.shards) == (teacher.corpus, teacher.shards)
+    assert student.tokenizer is not None
+    assert student.pretrain is not None
+    assert student.pretrain.distill is not None
+    assert student.tokenizer.path == f"../runs/{teacher.name}/tokenizer"
+    assert student.pretrain.distill.teacher == f"../runs/{teacher.name}/pretrain/model"
+    assert student.finetune == teacher.finetune
+    text = (ROOT / "configs" / "distill-local.yaml").read_text()
+    cached = parse(text.replace("# top_k", "top_k").replace("# cache", "cache").replace("# start", "start"), "x")
+    section = validate(cached, ["pretrain.mask.copies=4"], "x").pretrain
+    assert section is not None
+    assert section.distill is not None
+    assert (section.start, section.distill.top_k) == ("from teacher", 64), "what is commented out is valid, too"
 
 
 def test_a_misspelt_key_is_met_with_the_right_one(tmp_path: Path):
