@@ -88,13 +88,16 @@ def _extract(section: Search, inputs: dict[str, Path], out: Path, machine: Machi
     from frugalbert.search import extraction
 
     space, cost, judge = _space(inputs), _cost(inputs), _judge(section, inputs, out, machine)
-    settings, kinds = section.extraction, list(extraction.INFERENCE)
+    settings, kinds, sizes = section.extraction, list(extraction.INFERENCE), _sizes(inputs)
 
     def point(arch: Arch, kind: str) -> extraction.Maximum:
-        costs = cost(arch)
-        if kind == "latency" and not space.contains(arch):  # the predictor knows the space, not what lies beyond it
-            costs["latency_ms"] = _time([arch], inputs, out / "maximum.jsonl")[0]["median_ms"]
-        return extraction.Maximum(str(arch), costs["parameters"], costs[extraction.INFERENCE[kind]])
+        costs = sizes(arch)
+        inference = costs["flops"]
+        if kind == "latency" and space.contains(arch):
+            inference = cost(arch)["latency_ms"]
+        elif kind == "latency":  # the predictor knows the space, not what lies beyond it
+            inference = _time([arch], inputs, out / "maximum.jsonl")[0]["median_ms"]
+        return extraction.Maximum(str(arch), costs["parameters"], inference)
 
     maximum = None
     if settings.maximum is not None:
@@ -115,23 +118,34 @@ def _space(inputs: dict[str, Path]) -> Choices:
 # ---- costs -----------------------------------------------------------------------------------------------------------
 
 
-def _cost(inputs: dict[str, Path]) -> Callable[[Arch], dict[str, float]]:
-    """Predicted milliseconds (with a stage latency), parameters and operations of an architecture."""
+def _sizes(inputs: dict[str, Path]) -> Callable[[Arch], dict[str, float]]:
+    """Parameters and operations of an architecture."""
     from frugalbert.data.tokenizer import vocabulary_size
     from frugalbert.measure import predictor
     from frugalbert.model.cost import forward_flops, parameter_count
 
-    vocabulary = vocabulary_size(inputs["tokenizer"])
-    found = predictor.load(inputs["latency"] / "predictor.json") if "latency" in inputs else None
-    length = found.setting["length"] if found else 128
+    vocabulary, length = vocabulary_size(inputs["tokenizer"]), 128
+    if "latency" in inputs:
+        length = predictor.load(inputs["latency"] / "predictor.json").setting["length"]
+    return lambda arch: {
+        "parameters": parameter_count(arch, vocabulary),
+        "flops": length * forward_flops(arch, length),
+    }
+
+
+def _cost(inputs: dict[str, Path]) -> Callable[[Arch], dict[str, float]]:
+    """Predicted milliseconds (with a stage latency), parameters and operations of an architecture."""
+    from frugalbert.measure import predictor
+
+    sizes = _sizes(inputs)
+    if "latency" not in inputs:
+        return sizes
+    found = predictor.load(inputs["latency"] / "predictor.json")
 
     def cost(arch: Arch) -> dict[str, float]:
-        costs = {"parameters": parameter_count(arch, vocabulary), "flops": length * forward_flops(arch, length)}
-        if found is None:
-            return costs
         # a speed-up is over the largest one as it was measured, not as it is predicted, in the corner of the space
         known = found.report["largest_ms"] if str(arch) == found.report["largest"] else found.predict(arch)
-        return {"latency_ms": known, **costs}
+        return {"latency_ms": known, **sizes(arch)}
 
     return cost
 

@@ -204,6 +204,7 @@ def test_latency_as_cost_times_a_maximum_point_that_the_predictor_does_not_know(
         assert code == 0, said
     told, top = found(copied)["extraction"], Arch.parse("bert 4x48 heads=4 ffn=64")
     assert told["inference"] == "latency_ms"
+    assert "extrapolated" not in said
     assert told["maximum_inference"] == pytest.approx(milliseconds(top), abs=1e-4), "measured, not predicted"
     assert set(told["sensitivity"]["inference"]) == {"flops"}
     chosen = found(copied)["chosen"]
