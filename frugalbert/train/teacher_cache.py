@@ -27,8 +27,10 @@ class Cache:
         self, folder: Path, identity: dict[str, Any], sizes: dict[int, tuple[int, int]], count: int, vocab_size: int
     ) -> None:
         """Opens or makes it. Raises ValueError if it holds other predictions, OSError if it cannot be written."""
+        folder.mkdir(parents=True, exist_ok=True)
         index = folder / "index.json"
-        if index.exists():
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(".tmp-")}
+        if index.name in names:
             before, now = flatten(read_json(index)), flatten(identity)
             other = sorted(key.split(".")[0] for key in before.keys() | now.keys() if before.get(key) != now.get(key))
             if other:
@@ -36,10 +38,10 @@ class Cache:
                     f"pretrain.distill.cache {folder} was made with another {' and '.join(dict.fromkeys(other))}; name "
                     "another directory, or delete this one"
                 )
-        elif folder.exists() and any(folder.iterdir()):
+        elif names:
             raise ValueError(f"pretrain.distill.cache {folder} holds other files; name an empty or new directory")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(index, identity)
+        else:  # several ranks may come here at once, with the same identity
+            write_json(index, identity)
         self.files: dict[int, np.memmap[Any, Any]] = {}
         for length, (records, slots) in sizes.items():
             kind, path = record_type(slots, count, vocab_size), folder / f"length-{length}.bin"

@@ -1,9 +1,12 @@
-"""A pre-training of seconds: real text of this repository's own making, a small tokenizer, shards, the real stage."""
+"""A pre-training of seconds: real text of this repository's own making, a small tokenizer, shards, the real stage. As a
+script it is one rank of several."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,4 +80,10 @@ def run(inputs: dict[str, Path], out: Path, machine: dict[str, Any] | None = Non
     out.mkdir(parents=True, exist_ok=True)
     settings = Machine.model_validate({"device": "cpu", "threads": 1, "micro_batch": 4, **(machine or {})})
     pretrain.build(section(**values), inputs, out, settings)
-    return json.loads((out / "summary.json").read_text())
+    return json.loads((out / "summary.json").read_text()) if os.environ.get("RANK", "0") == "0" else {}
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    read = {name: place / name for name in ("shards", "tokenizer")} | {"yaml": place}
+    run(read, Path(sys.argv[2]), **json.loads(sys.argv[3]))

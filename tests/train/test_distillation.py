@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from frugalbert.train import pretrain
 from frugalbert.train.teacher_cache import Cache, record_type
 from tests.data.small_shards import small_tokenizer
 from tests.train import small_run
+from tests.train.test_ranks import launch
 
 BIG = "modern 3x48 heads=3 head_dim=16 ffn=64 max_length=64"
 SMALL = "modern 2x32 heads=2 head_dim=16 ffn=48 max_length=64"
@@ -90,6 +92,42 @@ def test_a_killed_run_ends_like_another(inputs: dict[str, Path], tmp_path: Path)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     distilled(inputs, tmp_path / "cut", settings)
     assert same(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.usefixtures("teacher")
+@pytest.mark.parametrize("cached", [False, True], ids=["asked", "cached"])
+def test_two_ranks_train_as_one(cached: bool, inputs: dict[str, Path], tmp_path: Path):
+    """Every term, or predictions from one cache that both fill: the same weights as of one process."""
+    terms = {"attention": 1.0, "hidden": 0.5, "relation": 0.5, "relation_heads": 2, "layers": [[1, 2]]}
+    kept = {"top_k": 8, "cache": str(tmp_path / "cache")}
+    settings = {"budget": "4steps", "mask": MASK, "arch": "modern 2x32 heads=3 head_dim=16 ffn=48 max_length=64"}
+    distil = {"teacher": "teacher/model", **(kept if cached else terms)}
+    distilled(inputs, tmp_path / "one", terms if not cached else {"top_k": 8}, **settings)
+    options = json.dumps({**settings, "objective": "distill", "distill": distil})
+    place = inputs["yaml"]
+    command = [sys.executable, "-m", "tests.train.small_run", str(place), str(tmp_path / "two"), options]
+    launch(place, 2, command=command)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=2e-5)
+
+
+@pytest.mark.usefixtures("teacher")
+def test_compiled_layers_learn_the_same(inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Layers of both models as whole graphs (run by PyTorch itself: what is tested is the tracing), but those that are
+    looked into."""
+    done, settings = [], {"hidden": 0.1, "relation": 0.2, "relation_heads": 2}
+
+    def compiled(block: torch.nn.Module, **options: Any) -> None:
+        done.append(block)
+        block._compiled_call_impl = torch.compile(block._call_impl, backend="eager", fullgraph=True, **options)
+
+    distilled(inputs, tmp_path / "plain", settings, budget="4steps")
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    distilled(inputs, tmp_path / "compiled", settings, budget="4steps", machine={"compile": True})
+    assert len(done) == 1 + 2, "the last layer of each is watched"
+    for name, tensor in weights(tmp_path / "plain").items():
+        torch.testing.assert_close(weights(tmp_path / "compiled")[name], tensor, rtol=0, atol=1e-5)
 
 
 # ---- the cache -------------------------------------------------------------------------------------------------------
