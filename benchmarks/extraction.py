@@ -214,7 +214,7 @@ def analyse(
     total = {f"{recipe}, {steps} steps": sum(row["tokens"] for rows in found.values() for row in rows if row)
              for (recipe, steps), found in short.items()}  # fmt: skip
     return {
-        "options": {key: str(value) for key, value in vars(options).items()},
+        "options": {key: value for key, value in vars(options).items() if not isinstance(value, Path)},
         "space": len(archs),
         "super_steps": super_steps(space, options),
         "tokens_of_short_trainings": total,
