@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frugalbert.budget import Budget
-from frugalbert.config import FROM_SEARCH, FROM_SUPERNET, Config, Distill, Finetune, Supernet, Training
+from frugalbert.config import FROM_SEARCH, FROM_SUPERNET, Config, Finetune, Supernet, Training
 from frugalbert.progress import duration, number
 from frugalbert.run import read_json
 from frugalbert.stages import Status, examine
@@ -88,7 +88,9 @@ def _matches(folder: Path, pattern: str) -> bool:
 def _tokenizer(config: Config, folder: Path, known: dict[str, Any]) -> str:
     assert config.tokenizer is not None
     if config.tokenizer.path:
-        return f"load {config.tokenizer.path}"
+        entries = _entries(folder / config.tokenizer.path)
+        size = f"{entries} entries" if entries else f"size not known beforehand: {config.tokenizer.vocab_size} assumed"
+        return f"load {config.tokenizer.path}, {size}"
     return f"train {config.tokenizer.kind}, {-(-config.tokenizer.vocab_size // 64) * 64} entries"
 
 
@@ -108,8 +110,23 @@ def _shards(config: Config, folder: Path, known: dict[str, Any]) -> str:
     return f"rows of {lengths} tokens, about {number(tokens)} tokens, {number(2 * tokens * len(config.shards.length))}B"
 
 
-def _vocabulary(config: Config, known: dict[str, Any]) -> int:
-    return known.get("tokenizer", {}).get("vocab_size") or (config.tokenizer.vocab_size if config.tokenizer else 0)
+def _vocabulary(config: Config, folder: Path, known: dict[str, Any]) -> int:
+    section = config.tokenizer
+    if section is None or "vocab_size" in known.get("tokenizer", {}):
+        return known["tokenizer"]["vocab_size"] if section else 0
+    return (_entries(folder / section.path) if section.path else None) or section.vocab_size
+
+
+def _entries(path: Path) -> int | None:
+    """Of a tokenizer on disk; None if it is not there (yet), or only its name on the hub is known."""
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        return None
+    if file.suffix == ".txt":
+        return len(file.read_text(encoding="utf-8").splitlines())
+    content = read_json(file)
+    added = [token["id"] + 1 for token in content.get("added_tokens", ())]
+    return max([len(content["model"]["vocab"]), *added])
 
 
 def _pretrain(config: Config, folder: Path, known: dict[str, Any]) -> str:
@@ -124,74 +141,19 @@ def _pretrain(config: Config, folder: Path, known: dict[str, Any]) -> str:
         text = known["search"]["arch"]
     elif text == FROM_SEARCH:
         bound, text = "from search, at most ", _choices(config).largest().to_text()
-    arch, vocabulary = Arch.load(text, folder), _vocabulary(config, known)
-    teacher = _teacher(config, section.distill, folder, vocabulary) if section.distill else None
-    if teacher and section.distill and section.distill.logits and "tokenizer" not in known:
-        vocabulary = teacher[1]
+    arch, vocabulary = Arch.load(text, folder), _vocabulary(config, folder, known)
     flops = cost.training_flops(arch, vocabulary, config.shards.length[0], section.mask.rate[0])
     parameters = cost.parameter_count(arch, vocabulary, "mlm")
     what = f"{bound}{arch.to_text()}, {number(parameters)} parameters, {number(flops)}FLOP/token"
+    tokens = _tokens(config, folder, known)
     if section.distill:
-        said, more = _distill(config, folder, known, teacher, vocabulary)
+        from frugalbert import plan_teacher
+
+        largest = _choices(config).largest() if section.distill.teacher == FROM_SUPERNET else None
+        rows = known.get("shards", {}).get("rows")
+        said, more = plan_teacher.describe(section, config.shards, folder, largest, vocabulary, (tokens, rows))
         what, flops = f"{what}; {said}", flops + more
-    return _training(config, section, (what, flops, parameters), _tokens(config, folder, known))
-
-
-def _teacher(config: Config, section: Distill, folder: Path, vocabulary: int) -> tuple[Arch, int] | None:
-    """The teacher's Arch and vocabulary, where they can be known: the super-network, or a directory of our own kind."""
-    from frugalbert.model.arch import Arch
-
-    if section.teacher == FROM_SUPERNET:
-        return _choices(config).largest(), vocabulary
-    path = folder / section.teacher / "config.json"
-    content = read_json(path) if path.is_file() else {}
-    return (Arch.parse(content["arch"]), content["vocab_size"]) if "arch" in content else None
-
-
-def _distill(
-    config: Config, folder: Path, known: dict[str, Any], teacher: tuple[Arch, int] | None, vocabulary: int
-) -> tuple[str, float]:
-    """What the teacher is, and its operations per token: those of its forward pass, 0 if they are not known."""
-    from frugalbert.model import cost
-
-    assert config.pretrain is not None
-    assert config.pretrain.distill is not None
-    assert config.shards is not None
-    section, mask, length = config.pretrain.distill, config.pretrain.mask, config.shards.length[0]
-    said, flops = f"teacher {section.teacher}", 0.0
-    if teacher is None:
-        said += " (size not known beforehand: not in the pace)"
-    else:
-        masked = mask.rate[0] if section.logits else 0.0
-        flops = cost.forward_flops(teacher[0], length, head="mlm", vocab_size=vocabulary, masked=masked)
-        size = number(cost.parameter_count(*teacher, "mlm"))
-        said += f": {teacher[0].to_text()}, {size} parameters, {number(flops)}FLOP/token forward"
-    if section.cache is None:
-        return said, flops
-    said += f"; cache {section.cache}, {_cache_size(config, folder, known, vocabulary)}"
-    return (f"{said} (there already)", 0.0) if (folder / section.cache / "index.json").exists() else (said, flops)
-
-
-def _cache_size(config: Config, folder: Path, known: dict[str, Any], vocabulary: int) -> str:
-    """Of the files that `train/teacher_cache.py` fills: a record for each masked copy of a row of each length."""
-    from frugalbert.data.slots import num_slots, record_type
-
-    section, shards = config.pretrain, config.shards
-    assert section is not None
-    assert shards is not None
-    assert section.distill is not None
-    assert section.distill.top_k is not None
-    later = [phase.length for phase in section.phases]
-    lengths = {next((length for length in shards.length if length not in later), shards.length[0]), *later}
-    tokens, total = _tokens(config, folder, known), 0.0
-    for length in lengths:
-        slots = num_slots(section.mask.rate[0], length, section.mask.max_predictions)
-        record = record_type(slots, section.distill.top_k, vocabulary).itemsize * (section.mask.copies or 1)
-        if tokens is None:
-            return f"{number(record)}B for each row of {length} tokens"
-        rows = known.get("shards", {}).get("rows") if length == shards.length[0] else None
-        total += record * (rows or tokens / length)
-    return f"about {number(total)}B when full"
+    return _training(config, section, (what, flops, parameters), tokens)
 
 
 def _training(config: Config, section: Training, model: tuple[str, float, int], corpus_tokens: float | None) -> str:
@@ -245,7 +207,7 @@ def _choices(config: Config) -> Space:
 def _space(config: Config, folder: Path, known: dict[str, Any]) -> str:
     from frugalbert.model.cost import parameter_count
 
-    space, vocabulary = _choices(config), _vocabulary(config, known)
+    space, vocabulary = _choices(config), _vocabulary(config, folder, known)
     ends = [
         f"{arch.to_text()} ({number(parameter_count(arch, vocabulary))} parameters)"
         for arch in (space.smallest(), space.largest())
@@ -257,7 +219,7 @@ def _space(config: Config, folder: Path, known: dict[str, Any]) -> str:
 def _supernet(config: Config, folder: Path, known: dict[str, Any]) -> str:
     from frugalbert.model import cost
 
-    section, space, vocabulary = config.supernet, _choices(config), _vocabulary(config, known)
+    section, space, vocabulary = config.supernet, _choices(config), _vocabulary(config, folder, known)
     assert section is not None
     assert config.shards is not None
     flops = flops_per_token(section, space, vocabulary, config.shards.length[0])
@@ -332,24 +294,24 @@ def _search(config: Config, folder: Path, known: dict[str, Any]) -> str:
         by = f"{_names(section.finetune)} fine-tuned"
     within = f" within {', '.join(limits)}" if limits else ""
     if section.method != "extraction":
-        by += _short(config, section.evaluations)
+        by += _short(config, _vocabulary(config, folder, known), section.evaluations)
         return f"{section.method}: {section.evaluations} evaluations{budget}{within}; by {by}"
     visited, how = -(-_choices(config).size() // section.extraction.interval), section.extraction
     maximum = how.maximum or "the largest of the space"
     count = f"{'at most ' if limits else ''}{visited} of {_choices(config).size()} architectures{within}"
     return (
         f"extraction: {count} by W of parameters, {how.inference} and {by}, maximum point {maximum}"
-        f"{_short(config, visited)}"
+        f"{_short(config, _vocabulary(config, folder, known), visited)}"
     )
 
 
-def _short(config: Config, visited: int) -> str:
+def _short(config: Config, vocabulary: int, visited: int) -> str:
     """The short trainings of so many architectures, if they are judged by them."""
     from frugalbert.model.cost import forward_flops, training_flops
 
     assert config.search is not None
     assert config.shards is not None
-    training, length, vocabulary = config.search.training, config.shards.length[0], _vocabulary(config, {})
+    training, length = config.search.training, config.shards.length[0]
     if training is None:
         return ""
     repeated = visited * len(training.seeds)

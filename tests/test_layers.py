@@ -22,8 +22,10 @@ ALLOWED = {
         "space", "train",
     },
     "plan": {
-        "budget", "config", "data.slots", "model.arch", "model.cost", "progress", "run", "space", "stages", "yamlfile",
+        "budget", "config", "model.arch", "model.cost", "plan_teacher", "progress", "run", "space", "stages",
+        "yamlfile",
     },
+    "plan_teacher": {"config", "data.slots", "model.arch", "model.cost", "progress", "run"},
     "explain": {"budget", "config", "model.arch", "model.cost", "plugins", "progress", "train.curves"},
     "report": {"progress", "run"},
     "finetune": {"budget", "config", "data", "dist", "fanout", "model", "progress", "run", "train"},

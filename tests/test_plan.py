@@ -121,11 +121,27 @@ def test_the_teacher_is_named_and_its_forward_pass_counts(tmp_path: Path, monkey
     assert "teacher roberta-base (size not known beforehand: not in the pace)" in elsewhere
     assert seconds(elsewhere) == pytest.approx(1e6 * student / speed)
     assert "teacher from supernet: bert 3x128 heads=4 ffn=512" in taught(tmp_path, {"teacher": "from supernet"})
-    words = [taught(tmp_path, {"teacher": "big", "logits": weight, "hidden": 1.0}) for weight in (1.0, 0.0)]
-    sizes = [number(parameter_count(small, size, "mlm")) for size in (4096, 2048)]
-    assert [f"{size} parameters" in text for size, text in zip(sizes, words, strict=True)] == [True, True], (
-        "before there is a tokenizer, the vocabulary is that of the teacher whose predictions are learnt"
-    )
+
+
+def test_sizes_are_of_the_vocabulary_that_is_loaded(tmp_path: Path):
+    """Of a tokenizer on disk, whatever its form; of a hub's it is assumed, and said so."""
+
+    def sizes(path: str) -> dict[str, str]:
+        return said(tmp_path, tokenizer={"path": path}, pretrain={"budget": "1h", "arch": "modern 2x64 heads=2 ffn=64"})
+
+    small, words = Arch.parse("modern 2x64 heads=2 ffn=64"), [f"w{number}" for number in range(700)]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    (tmp_path / "own").mkdir()
+    for name, vocabulary in (("own", dict.fromkeys(words, 0)), ("list.json", [[word, 0.0] for word in words])):
+        file = tmp_path / name / "tokenizer.json" if name == "own" else tmp_path / name
+        file.write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": [{"id": 2}, {"id": 702}]}))
+    for path, entries in (("vocab.txt", 700), ("own", 703), ("list.json", 703)):
+        rows = sizes(path)
+        assert rows["tokenizer"] == f"load {path}, {entries} entries"
+        assert f"{number(parameter_count(small, entries, 'mlm'))} parameters" in rows["pretrain"]
+    rows = sizes("roberta-base")
+    assert rows["tokenizer"] == "load roberta-base, size not known beforehand: 30522 assumed"
+    assert f"{number(parameter_count(small, 30522, 'mlm'))} parameters" in rows["pretrain"]
 
 
 def test_a_full_cache_needs_no_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
