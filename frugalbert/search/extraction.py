@@ -154,6 +154,16 @@ class Extracted:
         return sorted((one for one in self.visited if one.w is not None), key=lambda one: -(one.w or 0.0))
 
     @property
+    def cheapest(self) -> Visited:
+        """The pick if all errors were the same: by size and inference cost alone."""
+
+        def saved(one: Visited) -> float:
+            costs = one.candidate.costs
+            return coefficient(self.maximum, costs["parameters"], costs[self.inference], 1.0, 1.0)
+
+        return max(self.ranking, key=saved)
+
+    @property
     def inference(self) -> str:
         return INFERENCE[self.section.inference]
 
