@@ -106,7 +106,7 @@ def _extract(section: Search, inputs: dict[str, Path], out: Path, machine: Machi
     other, arch = next(kind for kind in kinds if kind != settings.inference), Arch.parse(found.maximum.name)
     known = other != "latency" or ("latency" in inputs and space.contains(arch))
     summary = extraction.write_result(out, found, point(arch, other) if known else None)
-    if found.cheapest is found.ranking[0] and len(found.ranking) > 1:
+    if len(found.ranking) > 1 and found.cheapest.candidate.costs == found.ranking[0].candidate.costs:
         run.say(
             "search: size and inference cost alone, without the error, pick the same; if that is too small, write a "
             "larger search.extraction.maximum or a smaller space"
