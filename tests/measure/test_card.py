@@ -201,7 +201,9 @@ def test_short_trainings_and_a_teacher_stand_in_the_card(inputs: dict[str, Path]
         "limit": {},
     }
     section = Search.model_validate(search).model_dump(mode="json")
-    (folders["search"] / "stage.json").write_text(json.dumps({"stage": "search", "section": section, "fingerprint": "s"}))
+    (folders["search"] / "stage.json").write_text(
+        json.dumps({"stage": "search", "section": section, "fingerprint": "s"})
+    )
     (folders["supernet"] / "stage.json").unlink()
     text = card.render(Export(), folders, RESULT)
     assert (
