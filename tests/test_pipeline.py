@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,16 +141,22 @@ def test_killed_again_and_again_in_every_stage_it_ends_the_same(finished, tmp_pa
     run, generator, killed = tmp_path / "runs" / "tiny", random.Random(1), 0
     for stage in STAGES:
         seconds = json.loads((finished / "runs" / "tiny" / stage / "stage.json").read_text())["seconds"]
-        for share in (0.02, 0.05, 0.1, 0.2, 0.4, 0.7):
+        kills = 0
+        for share in (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 0.05, 0.02, 0.01, 0.0):
             process = _start(tmp_path)
             while not (run / stage / "stage.part.json").exists() and process.poll() is None:
-                time.sleep(0.01)
+                time.sleep(0.005)
             time.sleep(seconds * generator.uniform(0.5, 1.5) * share)
-            killed += process.poll() is None
             process.kill()
             process.communicate()
-            if (run / stage / "stage.json").exists():
+            done = (run / stage / "stage.json").exists()
+            kills += not done
+            if kills >= 3 and (done or share == 0.7):
                 break
+            if done:  # the machine is faster now than it was when the stage was timed
+                shutil.rmtree(run / stage)
+                seconds /= 3
+        killed += kills
     assert killed >= 20
     _finish(_start(tmp_path))
     assert _results(run) == _results(finished / "runs" / "tiny")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 MULTIPLE = 64
+LEAST = 128  # entries that `tokenizer.vocab_size` may ask for
 MAX_LENGTH = 512
 MAX_ALPHABET = 1000  # characters with pieces of their own, as in BERT; at most a quarter of the vocabulary
 START = "\x02"  # marks the beginning of a word while WordPiece is trained; the corpus holds no control characters
@@ -191,9 +192,10 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"tokenizer.vocab_size: {size} entries cannot hold the text's alphabet; write {least}")
     if found < task["asked"]:
         most = found // MULTIPLE * MULTIPLE
+        fewer = f"write {most} or " if most >= LEAST else ""
         raise ValueError(
-            f"tokenizer.vocab_size: the text supports {found} entries, not {task['asked']}; write {most} or give more "
-            "text in corpus.sources"
+            f"tokenizer.vocab_size: the text supports {found} entries, not {task['asked']}; {fewer}give more text in "
+            "corpus.sources"
         )
     pieces += [f"[unused{position}]" for position in range(size - found)]  # only what rounding added
     backend = _assemble(task["kind"], make_model(pieces), task["lowercase"])

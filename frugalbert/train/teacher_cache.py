@@ -27,6 +27,8 @@ class Cache:
         self, folder: Path, identity: dict[str, Any], sizes: dict[int, tuple[int, int]], count: int, vocab_size: int
     ) -> None:
         """Opens or makes it. Raises ValueError if it holds other predictions, OSError if it cannot be written."""
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"pretrain.distill.cache {folder} is a file; name a directory")
         folder.mkdir(parents=True, exist_ok=True)
         index = folder / "index.json"
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".tmp-")}

@@ -152,6 +152,16 @@ def test_a_vocabulary_the_text_does_not_support_names_the_size_it_does(text, tmp
     assert train(text, tmp_path / "b", kind=kind, vocab_size=size)["vocab_size"] == size
 
 
+def test_a_text_too_small_for_any_vocabulary_asks_for_more_text(tmp_path):
+    """No size is advised that the configuration would refuse."""
+    (tmp_path / "a.txt").write_text("\n".join(["the red stone holds the old river and the small house"] * 40))
+    (tmp_path / "corpus").mkdir()
+    section = Corpus(sources=[{"path": "a.txt", "format": "lines"}], held_out=0.1, dedup="none")
+    corpus.build(section, {"yaml": tmp_path}, tmp_path / "corpus", Machine(workers=1))
+    with pytest.raises(ValueError, match=r"supports \d+ entries, not 128; give more text in corpus\.sources"):
+        train(tmp_path / "corpus", tmp_path / "a", vocab_size=128)
+
+
 def test_only_what_rounding_adds_is_filled_up(text, tmp_path):
     with pytest.raises(ValueError, match="the text supports") as caught:
         train(text, tmp_path / "a", vocab_size=30_000)

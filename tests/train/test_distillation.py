@@ -201,6 +201,8 @@ def test_a_record_that_was_never_written_is_absent(tmp_path: Path):
     (tmp_path / "old" / "letter.txt").write_text("dear")
     with pytest.raises(ValueError, match="holds other files"):
         Cache(tmp_path / "old", {}, {}, 4, 96)
+    with pytest.raises(ValueError, match=r"letter\.txt is a file; name a directory"):
+        Cache(tmp_path / "old" / "letter.txt", {}, {}, 4, 96)
 
 
 # ---- beginning with a slice of the teacher ---------------------------------------------------------------------------
