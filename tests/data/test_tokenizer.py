@@ -154,7 +154,9 @@ def test_a_vocabulary_the_text_does_not_support_names_the_size_it_does(text, tmp
 
 def test_a_text_too_small_for_any_vocabulary_asks_for_more_text(tmp_path):
     """No size is advised that the configuration would refuse."""
-    (tmp_path / "a.txt").write_text("\n".join(["the red stone holds the old river and the small house"] * 40))
+    (tmp_path / "a.txt").write_text(
+        "\n".join(f"the red stone {number} holds the old river and the small house" for number in range(99))
+    )
     (tmp_path / "corpus").mkdir()
     section = Corpus(sources=[{"path": "a.txt", "format": "lines"}], held_out=0.1, dedup="none")
     corpus.build(section, {"yaml": tmp_path}, tmp_path / "corpus", Machine(workers=1))
