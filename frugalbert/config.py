@@ -660,7 +660,8 @@ class Distill(Section):
     """With `start: from teacher`: which of the teacher's layers are kept; of each the most important heads,
     feed-forward units and channels."""
     top_k: Count | None = None
-    """Of the teacher's predictions keep the likeliest, and the rest as one class; none = the whole vocabulary."""
+    """Of the teacher's predictions keep so many likeliest, and the rest as one class; none = the whole vocabulary.
+    Few of them say little about what is unlikely and slow the beginning down."""
     cache: str | None = None
     """Keep the teacher's `top_k` predictions in this directory (relative to the YAML) and ask it once for each masked
     copy of a row. Needs `top_k`, `mask.copies` and one `mask.rate`; students with the same seed and masks share it."""
