@@ -3,9 +3,10 @@
 Corpus, tokenizer, shards and the teacher are the product's stages (`--work DIR`, continued where it stood). What a step
 of each way costs is measured in CPU seconds of one thread (process_time, in turn, medians), and every way gets the
 number of steps that the same seconds buy; so a busy machine changes the waiting, not the result.
-  words             masked words alone
-  words, longer     masked words alone, and the seconds that the teacher's training took on top
-  teacher           Bort's loss as it was meant: 0.1 words + 0.5 T^2 KL, T = 2; the teacher's forward pass counts
+  masked words      masked words alone, new masks in every epoch
+  masked words, longer   the same, and the seconds that the teacher's training took on top
+  teacher           Bort's loss as it was meant: 0.1 words + 0.5 T^2 KL, T = 2; the teacher's forward pass counts; the
+                    same masks in every epoch, here and in the next two
   teacher, cached   the same with its 32 likeliest predictions on disk, one masked copy of each row
   teacher, sliced   the same as `teacher`, beginning with a slice of the teacher
   relations         MiniLMv2's, and words
@@ -49,17 +50,18 @@ pretrain: {{arch: "{arch}", budget: {steps}steps, batch_size: 32, optimizer: muo
   mask: {{rate: 0.15, style: bert}}, checkpoints: {{every: 2m}}, validation: {{rows: 512, every: 0.2}}}}
 """
 RECIPE = {"arch": STUDENT, "batch_size": 32, "optimizer": "muon", "learning_rate": 2e-3,
-          "mask": {"rate": 0.15, "style": "bert", "copies": 1}, "checkpoints": {"every": "1000000steps"},
+          "mask": {"rate": 0.15, "style": "bert"}, "checkpoints": {"every": "1000000steps"},
           "validation": {"rows": 512, "every": 0.1, "begin_every": 0.1, "end_every": 0.1}}  # fmt: skip
 BORT = {"mlm": 0.1, "logits": 0.5, "temperature": 2.0}
 RELATIONS = {"mlm": 1.0, "logits": 0.0, "relation": 1.0, "relation_heads": 4}
+ONCE = {"mask": {**RECIPE["mask"], "copies": 1}}  # a teacher that is asked once for each row
 WAYS: dict[str, dict[str, Any]] = {
-    "words": {},
-    "teacher": {"distill": BORT},
-    "teacher, sliced": {"distill": BORT, "start": "from teacher"},
-    "teacher, cached": {"distill": {**BORT, "top_k": 32, "cache": "cache"}},
-    "relations": {"distill": RELATIONS},
-    "words, longer": {},
+    "masked words": {},
+    "teacher": {"distill": BORT, **ONCE},
+    "teacher, sliced": {"distill": BORT, "start": "from teacher", **ONCE},
+    "teacher, cached": {"distill": {**BORT, "top_k": 32, "cache": "cache"}, **ONCE},
+    "relations": {"distill": RELATIONS, **ONCE},
+    "masked words, longer": {},
 }
 TASKS = ("sst2", "stsb")
 SHORT, LONG = 20, 80  # steps whose difference is a step's cost
@@ -74,12 +76,12 @@ def main() -> None:
     found["teacher"] = run.read_json(directory / "pretrain" / "summary.json")
     found["ways"] = students(work, directory, costs, options)
     found["minus_words"] = {
-        name: {key: interval(way[key], found["ways"]["words"][key]) for key in ("loss", *TASKS)}
+        name: {key: interval(way[key], found["ways"]["masked words"][key]) for key in ("loss", *TASKS)}
         for name, way in found["ways"].items()
-        if name != "words"
+        if name != "masked words"
     }
-    if "words, longer" in found["ways"]:
-        both = [found["ways"][name] for name in ("teacher", "words, longer")]
+    if "masked words, longer" in found["ways"]:
+        both = [found["ways"][name] for name in ("teacher", "masked words, longer")]
         found["teacher_minus_longer"] = {key: interval(both[0][key], both[1][key]) for key in ("loss", *TASKS)}
     from throughput import environment
 
@@ -95,7 +97,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=100.0, help="of one CPU thread for each student")
     parser.add_argument("--teacher-steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--longer-seeds", type=int, default=5, help="of `words, longer`")
+    parser.add_argument("--longer-seeds", type=int, default=5, help="of `masked words, longer`")
     parser.add_argument("--megabytes", type=int, default=4, help="of Wikipedia text")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
@@ -152,7 +154,7 @@ def train(values: dict[str, Any], directory: Path, folder: Path) -> None:
 
 def cost_of_steps(work: Path, directory: Path, options: argparse.Namespace) -> dict[str, float]:
     """Milliseconds of CPU per step; `teacher, cached` while it fills and when it is full. And of the teacher's own."""
-    kinds = ["words", "teacher", "teacher, cached", "relations"]
+    kinds = ["masked words", "teacher", "teacher, cached", "relations"]
     tasks = [
         {"way": name, "steps": steps, "round": turn, "run": str(directory),
          "folder": str(work / "cost" / f"{name}-{steps}-{'full' if full else turn}")}
@@ -178,8 +180,8 @@ def cost_of_steps(work: Path, directory: Path, options: argparse.Namespace) -> d
 def steps_of(name: str, costs: dict[str, float], rows: int, options: argparse.Namespace) -> int:
     """How many steps `options.seconds` buy."""
     budget = options.seconds * 1e3
-    if name == "words, longer":
-        return round((budget + 1e3 * costs["training the teacher, seconds"]) / costs["words"])
+    if name == "masked words, longer":
+        return round((budget + 1e3 * costs["training the teacher, seconds"]) / costs["masked words"])
     if name != "teacher, cached":
         return round(budget / costs[name])
     epoch = rows // RECIPE["batch_size"]
@@ -260,8 +262,8 @@ def plot(found: dict[str, Any], path: Path) -> None:
         courses = np.array(way["course"])
         steps, losses = courses[0, :, 0], courses[:, :, 1].mean(0)
         seconds = steps / way["steps"] * way["cpu_seconds"]
-        if name == "words, longer":
-            seconds = steps * costs["words"] / 1e3
+        if name == "masked words, longer":
+            seconds = steps * costs["masked words"] / 1e3
         left.plot(seconds, losses, color=f"C{index}", label=name, marker="o", ms=3)
         right.plot(steps, losses, color=f"C{index}", marker="o", ms=3)
     left.set(xlabel="CPU seconds of one thread", ylabel="held-out masked-LM loss, nats", title="equal time")
@@ -278,9 +280,9 @@ def report(found: dict[str, Any]) -> None:
         means = {key: statistics.mean(way[key]) for key in ("loss", *TASKS)}
         print(f"{name:18} {way['steps']:6} steps  " + "  ".join(f"{key} {value:.3f}" for key, value in means.items()))
     for name, row in found["minus_words"].items():
-        print(f"{name} minus words: " + told(row))
+        print(f"{name} minus masked words: " + told(row))
     if "teacher_minus_longer" in found:
-        print("teacher minus words, longer: " + told(found["teacher_minus_longer"]))
+        print("teacher minus masked words, longer: " + told(found["teacher_minus_longer"]))
 
 
 def told(row: dict[str, dict[str, float]]) -> str:
