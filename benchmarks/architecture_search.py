@@ -58,7 +58,8 @@ def main() -> None:
     work = options.work.resolve()
     directory = pipeline(work, options)
     table = whole_table(directory, work, options)
-    found: dict[str, Any] = {"space": len(table), "options": {k: str(v) for k, v in vars(options).items()}}
+    told = {name: str(value) for name, value in vars(options).items() if not isinstance(value, Path)}
+    found: dict[str, Any] = {"space": len(table), "options": told}
     found["supernet"] = run.read_json(directory / "supernet" / "summary.json")["final_validation"]
     found["search"] = run.read_json(directory / "search" / "search.json")
     found["latency"] = run.read_json(directory / "latency" / "predictor.json")["report"]

@@ -72,7 +72,8 @@ def main() -> None:
     work = options.work.resolve()
     directory = teacher(work, options)
     costs = cost_of_steps(work, directory, options)
-    found: dict[str, Any] = {"options": {k: str(v) for k, v in vars(options).items()}, "cost_ms": costs}
+    told = {name: str(value) for name, value in vars(options).items() if not isinstance(value, Path)}
+    found: dict[str, Any] = {"options": told, "cost_ms": costs}
     found["teacher"] = run.read_json(directory / "pretrain" / "summary.json")
     found["ways"] = students(work, directory, costs, options)
     found["minus_words"] = {
