@@ -26,11 +26,12 @@ from frugalbert.model.arch import Arch
 from frugalbert.model.cost import forward_flops
 from frugalbert.model.modeling import FrugalForMaskedLM
 from frugalbert.run import fingerprint
+from frugalbert.train import stock_teacher
 from frugalbert.train.distill import Prediction, States, likeliest, watch
 from frugalbert.train.importance import sort_by_importance
 from frugalbert.train.objectives import encoder_inputs
 from frugalbert.train.teacher_cache import Cache
-from frugalbert.train.weights import load_model, reads_alike
+from frugalbert.train.weights import is_readable, load_model, reads_alike
 from frugalbert.train.words import WordTeacher, load_word_teacher
 
 KEY = "pretrain.distill.teacher"
@@ -53,8 +54,8 @@ class Teacher:
     def __init__(self, model: Any, section: Distill, *, isolate: bool, cache: Cache | None = None) -> None:
         self.model = model.requires_grad_(False).eval()
         self.section, self.isolate, self.cache = section, isolate, cache
-
-        self.arch: Arch = model.config.to_arch()
+        self.arch: Arch | None = model.config.to_arch()
+        assert self.arch is not None
         self.depth, self.width = len(self.arch.layers), self.arch.hidden
 
     def blocks(self, seen: Sequence[int]) -> list[Any]:
@@ -63,6 +64,7 @@ class Teacher:
 
     def flops(self, length: float, rate: float) -> float:
         """Operations per token of a forward pass with predictions at a share `rate` of the tokens."""
+        assert self.arch is not None
         head = {"vocab_size": self.model.config.vocab_size, "masked": rate if self.section.logits else 0.0}
         return 0.0 if self.cache else forward_flops(self.arch, length, head="mlm", **head)
 
@@ -72,16 +74,20 @@ class Teacher:
         if self.cache is not None and batch.copies is not None:
             wanted, cached = self._from_cache(self.cache, batch)
             return Lesson({}, {}, wanted, cached)
+        return self._read(batch, layers, hidden)
+
+    def _read(self, batch: Batch, layers: Sequence[int], hidden: Sequence[int]) -> Lesson:
         with watch(self.model.model, layers) as states:
             output = self.model.model(
                 batch.input_ids, output_hidden_states=bool(hidden), **encoder_inputs(batch, isolate=self.isolate)
             )
-        wanted = self._predict(output.last_hidden_state, batch) if self.section.logits else None
+        wanted = None
+        if self.section.logits:
+            last = output.last_hidden_state.flatten(0, 1).index_select(0, batch.masked_positions)
+            wanted = self._kept(self.model.decoder(self.model.head(last)))
         return Lesson({layer: output.hidden_states[layer] for layer in hidden}, states, wanted)
 
-    def _predict(self, last_BTD: Tensor, batch: Batch) -> Prediction:
-        x = self.model.head(last_BTD.flatten(0, 1).index_select(0, batch.masked_positions))
-        logits = self.model.decoder(x)
+    def _kept(self, logits: Tensor) -> Prediction:
         if self.section.top_k is None:
             return Prediction(logits)
         return likeliest(logits, self.section.top_k, self.section.temperature)
@@ -93,11 +99,33 @@ class Teacher:
         found, known = cache.read(length, numbers)
         if not known.all():
             absent = torch.from_numpy((~known).nonzero()[0]).to(batch.input_ids.device)
-            some = rows_of(batch, absent)
-            output = self.model.model(some.input_ids, **encoder_inputs(some, isolate=self.isolate))
-            cache.write(length, numbers[~known], self._predict(output.last_hidden_state, some))
+            wanted = self._read(rows_of(batch, absent), (), ()).wanted
+            assert wanted is not None
+            cache.write(length, numbers[~known], wanted)
             found, _ = cache.read(length, numbers)
         return found.to(batch.input_ids.device), float(known.mean())
+
+
+class StockTeacher(Teacher):
+    """Any other masked LM that reads our ids: predictions and hidden states. Has no Arch of ours."""
+
+    def __init__(self, model: Any, section: Distill, size: int, *, isolate: bool, cache: Cache | None = None) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.section, self.isolate, self.cache, self.size = section, isolate, cache, size
+        self.arch = None
+        self.depth, self.width = model.config.num_hidden_layers, model.config.hidden_size
+
+    def blocks(self, seen: Sequence[int]) -> list[Any]:
+        """None: documents as rows of their own have ever other lengths."""
+        return []
+
+    def flops(self, length: float, rate: float) -> float:
+        """Operations per token, from the number of its weights."""
+        return 0.0 if self.cache else 2.0 * sum(weight.numel() for weight in self.model.parameters())
+
+    def _read(self, batch: Batch, layers: Sequence[int], hidden: Sequence[int]) -> Lesson:
+        states, logits = stock_teacher.read(self.model, batch, hidden, isolate=self.isolate)
+        return Lesson(states, {}, self._kept(logits[:, : self.size]) if self.section.logits else None)
 
 
 def rows_of(batch: Batch, rows: Tensor) -> Batch:
@@ -142,6 +170,18 @@ def load_teacher(
         foreign = load_word_teacher(distill.teacher, KEY, folder, ours, vocabulary)
         _check_finite(foreign.model, distill.teacher)
         return foreign
+    if not is_readable(distill.teacher, folder):
+        other = [name for name in ("attention", "relation") if getattr(distill, name)]
+        if other:
+            raise ValueError(
+                f"{KEY} {distill.teacher} is of a class whose attention cannot be read, so {other[0]} cannot be "
+                "compared; give logits or hidden a weight instead, or take a BERT, RoBERTa or ModernBERT"
+            )
+        stock = stock_teacher.load_stock(distill.teacher, KEY, folder, vocabulary)
+        _check_finite(stock, distill.teacher)
+        cache = _open_cache(section, inputs, lengths, stock, vocabulary) if distill.cache else None
+        settings = {"isolate": section.isolate_documents, "cache": cache}
+        return StockTeacher(stock.to(vocabulary.special.device), distill, vocabulary.size, **settings)
     model = load_model(distill.teacher, KEY, folder, FrugalForMaskedLM, vocabulary, whole=whole)
     _check_finite(model, distill.teacher)
     known = model.config.to_arch().max_length
@@ -198,9 +238,12 @@ def slice_of_teacher(
     Raises ValueError if `arch` is no slice of the teacher.
     """
     assert section.distill is not None
-    if isinstance(teacher, WordTeacher):
-        raise ValueError("pretrain.start from teacher needs a teacher with the tokenizer of the shards; remove start")
     big = teacher.arch
+    if big is None:
+        raise ValueError(
+            "pretrain.start from teacher needs a BERT, RoBERTa, ModernBERT or a model of ours, with the shards' "
+            "tokenizer; remove start"
+        )
     try:
         layers = slicing.kept_layers(big, len(arch.layers), section.distill.slice)
         slicing.check(big, arch, layers)

@@ -86,3 +86,16 @@ def reads_alike(name: str, folder: Path, vocabulary: Vocabulary, size: int | Non
     except Exception:
         return size in (None, vocabulary.size)
     return all(theirs.get(token) == number for token, number in vocabulary.tokens.items())
+
+
+def is_readable(name: str, folder: Path) -> bool:
+    """Whether the model is ours or of a class that is taken over exactly; also if there is no such model."""
+    from transformers import PreTrainedConfig
+
+    from frugalbert.model.interop import STOCK
+
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(str(folder / name) if (folder / name).exists() else name)
+    except (OSError, ValueError):
+        return True
+    return config.get("model_type") in (None, "frugalbert", *STOCK)
