@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 ACTIVATIONS = {"cpu": 1 << 30, "cuda": 16 << 30}  # bytes of one micro-batch, unless the YAML says otherwise
 COMPILE_FROM_SECONDS = 600.0
+GRAPHS = 64  # of torch.compile
 Draw = Callable[[float, dict[str, int], int], Drawn]
 
 
@@ -270,6 +271,9 @@ def compile_blocks(method: Method, section: Training, machine: Machine, device: 
         short = section.budget.kind == "seconds" and section.budget.amount <= COMPILE_FROM_SECONDS
         wanted = device.type == "cuda" and not short
     if wanted:
+        # all layers of all models run through one function of torch, whose graphs count together: one for each kind of
+        # layer, shape and mode; beyond the limit (8 of its own) it would silently not compile
+        torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
         for block in dist.blocks(method.model) if method.blocks is None else method.blocks:
             block.compile(dynamic=False)
     return bool(wanted)

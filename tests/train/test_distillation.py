@@ -117,6 +117,8 @@ def test_compiled_layers_learn_the_same(inputs: dict[str, Path], tmp_path: Path,
     """Layers of both models as whole graphs (run by PyTorch itself: what is tested is the tracing), but those that are
     looked into."""
     done, settings = [], {"hidden": 0.1, "relation": 0.2, "relation_heads": 2}
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)  # the stage must raise it
 
     def compiled(block: torch.nn.Module, **options: Any) -> None:
         done.append(block)
