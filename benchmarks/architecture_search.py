@@ -17,26 +17,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from evidence import DATA, ROOT, interval, run_on_wikipedia
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from frugalbert import run
+from frugalbert.config import Finetune, Latency, Machine, Pretrain
+from frugalbert.fanout import run_tasks
+from frugalbert.model.arch import Arch
+from frugalbert.model.cost import encoder_parameters, forward_flops
+from frugalbert.space import Space
 
-from frugalbert import run, stages  # noqa: E402
-from frugalbert.config import Finetune, Latency, Machine, Pretrain  # noqa: E402
-from frugalbert.fanout import run_tasks  # noqa: E402
-from frugalbert.model.arch import Arch  # noqa: E402
-from frugalbert.model.cost import encoder_parameters, forward_flops  # noqa: E402
-from frugalbert.space import Space  # noqa: E402
-from frugalbert.yamlfile import load  # noqa: E402
-
-DATA = Path(os.environ.get("FRUGALBERT_DATA", ROOT.parent / "shared" / "data"))
 YAML = """
 name: search
 corpus: {{sources: [text/wiki.txt], held_out: 0.02}}
@@ -92,15 +86,7 @@ def parse() -> argparse.Namespace:
 
 def pipeline(work: Path, options: argparse.Namespace) -> Path:
     """The stages up to search, below `work`/run."""
-    import lzma
-
-    (work / "text").mkdir(parents=True, exist_ok=True)
-    if not (work / "text" / "wiki.txt").exists():
-        with lzma.open(DATA / "enwiki2015-AA.txt.xz", "rb") as file:
-            run.write_atomic(work / "text" / "wiki.txt", file.read(options.megabytes << 20))
-    (work / "search.yaml").write_text(YAML.format(steps=options.steps))
-    stages.run(load(work / "search.yaml", []), work / "run", work)
-    return work / "run"
+    return run_on_wikipedia(work, YAML.format(steps=options.steps), options.megabytes)
 
 
 def whole_table(directory: Path, work: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -247,19 +233,11 @@ def end_to_end(directory: Path, work: Path, table: dict[str, Any], options: argp
             **{key: [item[key] for item in mine] for key in mine[0]},
         }
     out["found_minus"] = {
-        other: {key: interval(np.array(out["arms"]["found by the search"][key]) - np.array(out["arms"][other][key]))
+        other: {key: interval(out["arms"]["found by the search"][key], out["arms"][other][key])
                 for key in ("loss", *TASKS)}
         for other in arms if other != "found by the search"
     }  # fmt: skip
     return out
-
-
-def interval(differences: np.ndarray) -> dict[str, float]:
-    """Mean of paired differences and its 95 % interval (Student's t)."""
-    from frugalbert.finetune.metrics import summary
-
-    mean, _, (low, high) = summary(differences.tolist())
-    return {"mean": round(mean, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
 # ---- what a person looks at ------------------------------------------------------------------------------------------

@@ -19,26 +19,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import lzma
-import os
 import shutil
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from evidence import DATA, ROOT, interval, run_on_wikipedia
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from frugalbert import run
+from frugalbert.config import Finetune, Machine, Pretrain
+from frugalbert.fanout import run_tasks
 
-from frugalbert import run, stages  # noqa: E402
-from frugalbert.config import Finetune, Machine, Pretrain  # noqa: E402
-from frugalbert.fanout import run_tasks  # noqa: E402
-from frugalbert.yamlfile import load  # noqa: E402
-
-DATA = Path(os.environ.get("FRUGALBERT_DATA", ROOT.parent / "shared" / "data"))
 TEACHER, STUDENT = "modern 4x320 heads=5 head_dim=64 ffn=640", "modern 3x192 heads=3 head_dim=64 ffn=384"
 YAML = """
 name: distillation
@@ -108,13 +101,7 @@ def parse() -> argparse.Namespace:
 
 def teacher(work: Path, options: argparse.Namespace) -> Path:
     """Text, tokenizer, shards and the teacher, below `work`/run."""
-    (work / "text").mkdir(parents=True, exist_ok=True)
-    if not (work / "text" / "wiki.txt").exists():
-        with lzma.open(DATA / "enwiki2015-AA.txt.xz", "rb") as file:
-            run.write_atomic(work / "text" / "wiki.txt", file.read(options.megabytes << 20))
-    (work / "teacher.yaml").write_text(YAML.format(arch=TEACHER, steps=options.teacher_steps))
-    stages.run(load(work / "teacher.yaml", []), work / "run", work)
-    return work / "run"
+    return run_on_wikipedia(work, YAML.format(arch=TEACHER, steps=options.teacher_steps), options.megabytes)
 
 
 # ---- what a step costs -----------------------------------------------------------------------------------------------
@@ -238,14 +225,6 @@ def students(
         for key, value in result.items():
             way.setdefault(key, []).append(value)
     return found
-
-
-def interval(mine: list[float], other: list[float]) -> dict[str, float]:
-    """Mean of paired differences and its 95 % interval (Student's t)."""
-    from frugalbert.finetune.metrics import summary
-
-    mean, _, (low, high) = summary([one - two for one, two in zip(mine, other, strict=False)])
-    return {"mean": round(mean, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
 # ---- what a person looks at ------------------------------------------------------------------------------------------

@@ -25,27 +25,22 @@ import itertools
 import os
 import shutil
 import statistics
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from evidence import ROOT, run_on_wikipedia
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from frugalbert import run
+from frugalbert.config import Extraction, Limit, Machine, Pretrain, Supernet
+from frugalbert.fanout import run_tasks
+from frugalbert.model.arch import Arch
+from frugalbert.model.cost import forward_flops, parameter_count, training_flops
+from frugalbert.search.candidates import Region
+from frugalbert.search.extraction import Errors, Maximum, coefficient, extract, largest, ordered
+from frugalbert.space import Space
 
-from frugalbert import run, stages  # noqa: E402
-from frugalbert.config import Extraction, Limit, Machine, Pretrain, Supernet  # noqa: E402
-from frugalbert.fanout import run_tasks  # noqa: E402
-from frugalbert.model.arch import Arch  # noqa: E402
-from frugalbert.model.cost import forward_flops, parameter_count, training_flops  # noqa: E402
-from frugalbert.search.candidates import Region  # noqa: E402
-from frugalbert.search.extraction import Errors, Maximum, coefficient, extract, largest, ordered  # noqa: E402
-from frugalbert.space import Space  # noqa: E402
-from frugalbert.yamlfile import load  # noqa: E402
-
-DATA = Path(os.environ.get("FRUGALBERT_DATA", ROOT.parent / "shared" / "data"))
 LENGTH, VOCABULARY, ROWS, BATCH = 64, 1024, 256, 16
 YAML = f"""
 name: extraction
@@ -96,15 +91,7 @@ def parse() -> argparse.Namespace:
 
 def prepare(work: Path, options: argparse.Namespace) -> Path:
     """Text to shards, below `work`/run."""
-    import lzma
-
-    (work / "text").mkdir(parents=True, exist_ok=True)
-    if not (work / "text" / "wiki.txt").exists():
-        with lzma.open(DATA / "enwiki2015-AA.txt.xz", "rb") as file:
-            run.write_atomic(work / "text" / "wiki.txt", file.read(options.megabytes << 20))
-    (work / "extraction.yaml").write_text(YAML)
-    stages.run(load(work / "extraction.yaml", []), work / "run", work)
-    return work / "run"
+    return run_on_wikipedia(work, YAML, options.megabytes)
 
 
 def trainings(
