@@ -17,9 +17,9 @@ from frugalbert import run as files
 from frugalbert.cli import app
 from frugalbert.model.arch import Arch
 from frugalbert.progress import number
+from tests.search_project import one_sentence
 from tests.structure import ROOT
 from tests.test_pipeline import _write_project
-from tests.test_selection import one_sentence
 
 MACHINE = {"device": "cpu", "threads": 1, "workers": 1, "compile": False, "micro_batch": 8}
 TINY = {"batch_size": 8, "learning_rate": 5e-3, "muon_learning_rate": 0.02, "precision": "fp32",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,15 @@ from frugalbert.search import extraction
 from frugalbert.space import Space
 from frugalbert.train import short
 from frugalbert.yamlfile import load
-from tests.test_pipeline import _write_project
-from tests.test_selection import call, milliseconds, nothing_half_written, one_sentence, run_of
+from tests.search_project import (
+    call,
+    copy_without_search,
+    finished_run,
+    milliseconds,
+    nothing_half_written,
+    one_sentence,
+    run_of,
+)
 
 YAML = """
 name: search
@@ -44,23 +50,13 @@ RESULTS = ("arch.json", "candidates.jsonl", "pareto.json", "search.json")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("extraction")
-    _write_project(folder)
-    (folder / "search.yaml").write_text(YAML)
-    code, said = call(folder)
-    assert code == 0, said
-    (folder / "said").write_text(said)
-    return folder
+    return finished_run(tmp_path_factory.mktemp("extraction"), YAML)
 
 
 @pytest.fixture
 def copied(finished: Path, tmp_path: Path) -> Path:
     """The finished run up to `space`."""
-    folder = tmp_path / "copy"
-    shutil.copytree(finished, folder, copy_function=shutil.copy2)
-    for stage in ("search", "pretrain", "report"):
-        shutil.rmtree(run_of(folder) / stage)
-    return folder
+    return copy_without_search(finished, tmp_path / "copy")
 
 
 def results(folder: Path) -> dict[str, bytes]:

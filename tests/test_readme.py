@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 from frugalbert.cli import app
 from frugalbert.measure import table
 from frugalbert.yamlfile import parse, validate
+from tests.search_project import fake_timing
 from tests.structure import ROOT
-from tests.test_selection import fake_timing
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # The shipped quickstart at toy size: same sections, same kinds of values.

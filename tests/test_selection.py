@@ -11,7 +11,7 @@ import random
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,28 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from frugalbert import run as files
 from frugalbert import selection, stages
-from frugalbert.cli import app
 from frugalbert.config import Finetune, Machine, Search
 from frugalbert.fanout import Journal
 from frugalbert.finetune import runner
 from frugalbert.measure import table
 from frugalbert.model import slicing
 from frugalbert.model.arch import Arch
-from frugalbert.model.cost import forward_flops
 from frugalbert.model.modeling import FrugalForMaskedLM
 from frugalbert.space import Space
 from frugalbert.train import inherited
 from frugalbert.yamlfile import load
-from tests.test_pipeline import _write_project
+from tests.search_project import (
+    call,
+    copy_without_search,
+    finished_run,
+    milliseconds,
+    nothing_half_written,
+    one_sentence,
+    run_of,
+)
 
 YAML = """
 name: search
@@ -55,55 +60,15 @@ TOPIC = {"name": "topic", "train": "topic.csv"}
 RECIPE = {"tasks": [TOPIC], "seeds": [0], "epochs": 1.0, "max_length": 16, "learning_rate": 1e-3, "precision": "fp32"}
 
 
-def milliseconds(arch: Arch) -> float:
-    return 0.5 + 0.2 * len(arch.layers) + 16 * forward_flops(arch, 16) / 3e5
-
-
-def fake_timing(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for text in task["archs"]:
-        yield {"arch": text, "median_ms": milliseconds(Arch.parse(text)), "reference_ms": 1.0, "spread": 0.0,
-               "noisy": False}  # fmt: skip
-
-
-def call(folder: Path, *words: str) -> tuple[int, str]:
-    """Exit code and output of `frugalbert run search.yaml …` in `folder`."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    handlers, here = [signal.getsignal(number) for number in numbers], Path.cwd()
-    os.chdir(folder)
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(table, "time_apart", fake_timing)
-            patch.setattr(files, "_signal", None)
-            result = CliRunner().invoke(app, ["run", "search.yaml", *words])
-    finally:
-        os.chdir(here)
-        for number, handler in zip(numbers, handlers, strict=True):
-            signal.signal(number, handler)
-    return result.exit_code, result.output
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("selection")
-    _write_project(folder)
-    (folder / "search.yaml").write_text(YAML)
-    code, said = call(folder)
-    assert code == 0, said
-    return folder
+    return finished_run(tmp_path_factory.mktemp("selection"), YAML)
 
 
 @pytest.fixture
 def copied(finished: Path, tmp_path: Path) -> Path:
     """The finished run up to `latency`: search and what follows have not begun."""
-    folder = tmp_path / "copy"
-    shutil.copytree(finished, folder, copy_function=shutil.copy2)
-    for stage in ("search", "pretrain", "report"):
-        shutil.rmtree(run_of(folder) / stage)
-    return folder
-
-
-def run_of(folder: Path) -> Path:
-    return folder / "runs" / "search"
+    return copy_without_search(finished, tmp_path / "copy")
 
 
 def arch_of(folder: Path) -> Arch:
@@ -112,19 +77,6 @@ def arch_of(folder: Path) -> Arch:
 
 def results(folder: Path) -> dict[str, bytes]:
     return {name: (run_of(folder) / "search" / name).read_bytes() for name in RESULTS}
-
-
-def nothing_half_written(folder: Path) -> bool:
-    out = run_of(folder) / "search"
-    return not (out / "stage.json").exists() and not (out / "model").exists() and not list(out.rglob(".tmp-*"))
-
-
-def one_sentence(code: int, said: str) -> str:
-    assert code == 2, said
-    lines = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    assert "Traceback" not in said
-    return lines[0]
 
 
 # ---- what comes out --------------------------------------------------------------------------------------------------
