@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from .dictionaries import read_value, write_dictionary
+from .patterns import join, parse
 
 PRESETS = {
     "tiny-modern": "modern 2x128 heads=2 ffn=320",
@@ -57,7 +58,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
 LIMIT = 1_000_000
 EXAMPLE = "`modern 4x256 heads=4 ffn=640`"
-WINDOW = re.compile(r"window:([1-9][0-9]{0,5})")
 HEAD = re.compile(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,6})")
 
 
@@ -80,15 +80,18 @@ class LayerArch:
     head_dim: int
     ffn: int
     pattern: str = "dense"
-    """Who attends to whom: `dense`, or `window:N` (tokens at most N apart)."""
+    """Who attends to whom, in one text for all heads or one for each (`patterns.py`): `dense`, `window:64`, `star`."""
 
     def __post_init__(self) -> None:
         for name in ("hidden", "heads", "head_dim", "ffn"):
             _check_count(name, getattr(self, name))
-        if self.pattern != "dense" and not WINDOW.fullmatch(self.pattern):
+        heads = parse(self.pattern)
+        if len(heads) not in (1, self.heads):
             raise ValueError(
-                f"attention pattern {self.pattern!r} is unknown; write dense, or window:N such as window:64"
+                f"the attention pattern is of {len(heads)} heads and the layer has {self.heads}; write one for each, "
+                "or one for all"
             )
+        object.__setattr__(self, "pattern", join(heads))
 
     @property
     def qkv(self) -> int:
@@ -97,9 +100,9 @@ class LayerArch:
 
     @property
     def window(self) -> int | None:
-        """N of `window:N`, None for dense attention."""
-        match = WINDOW.fullmatch(self.pattern)
-        return int(match[1]) if match else None
+        """N of `window:N` in all heads, else None."""
+        head = parse(self.pattern)[0]
+        return head.parts[0] if self.pattern == f"window:{head.parts[:1] and head.parts[0]}" else None
 
 
 @dataclass(frozen=True)
@@ -253,6 +256,10 @@ class Arch:
 
     def __str__(self) -> str:
         return self.to_text()
+
+    def brief(self) -> str:
+        """The one-line form with long attention patterns cut: for people."""
+        return re.sub(r"(?<=pattern=)\S{60,}", lambda match: match[0][:50] + "…", self.to_text())
 
 
 # ---- the one-line form ---------------------------------------------------------------------------------------------

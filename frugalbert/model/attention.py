@@ -6,6 +6,8 @@ Goes out: mixed hidden states. Rotary positions: RoFormer, arXiv 2104.09864, in 
 Shapes: B batch, T tokens, H heads, K head_dim, D channels of the layer.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,37 +15,68 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .arch import LayerArch
+from .patterns import check_length, dense, parse
 
 PLAIN_LENGTH = 512
 """Up to this length a CPU trains faster in bf16 with plain products: its fused backward pass takes four times as long
 at 128 tokens. In fp32, and for longer inputs, the fused one wins."""
 
 
-def additive_mask(
-    shape_BT: torch.Size,
-    attention_mask_BT: Tensor | None,
-    document_ids_BT: Tensor | None,
-    window: int | None,
-    like: Tensor,
-) -> Tensor | None:
-    """What is added to attention scores: 0 where token i may see token j, very negative elsewhere; None = all see all.
+Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""(query, key, value, dropout) -> mixed values, (B, H, T, K) each: another way to compute attention."""
+Mask = Tensor | Attend | None
+"""What a layer is given: a tensor that is added to its scores, or all of its attention; None = all see all."""
 
-    attention_mask hides tokens that are 0 in it; document_ids hide tokens of another document (padding is document 0
-    and sees itself); `window` hides tokens more than so many apart. The result, (B or 1, 1, T or 1, T), has the dtype
-    and device of `like`. It is finite, so a row in which everything is hidden gives an average, never NaN.
-    """
+
+def visible_pairs(attention_mask_BT: Tensor | None, document_ids_BT: Tensor | None) -> Tensor | None:
+    """(B, 1, T or 1, T) bool, whatever the pattern: attention_mask hides tokens that are 0 in it, document_ids those of
+    another document (padding is document 0 and sees itself). None = all see all."""
     allowed = None
     if document_ids_BT is not None:
         allowed = document_ids_BT[:, None, :, None] == document_ids_BT[:, None, None, :]
     if attention_mask_BT is not None:
         real = attention_mask_BT[:, None, None, :].bool()
         allowed = real if allowed is None else allowed & real
-    if window is not None:
-        place = torch.arange(shape_BT[1], device=like.device)
-        near = ((place[:, None] - place[None, :]).abs() <= window)[None, None]
-        allowed = near if allowed is None else allowed & near
-    if allowed is None:
-        return None
+    return allowed
+
+
+def pattern_pairs(
+    pattern: str, length: int, device: torch.device, position_ids_BT: Tensor | None, sep_BT: Tensor | None
+) -> Tensor:
+    """(B or 1, H or 1, T, T) bool: the pairs that the heads' patterns allow. `sep` says which tokens are [SEP].
+
+    position_ids, if documents share a row, say where in its document a token stands. Raises ValueError for inputs that
+    are longer than the pattern is defined for.
+    """
+    static = not torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    heads = parse(pattern)
+    if static:
+        check_length(pattern, length)
+        if (position_ids_BT is None or all(head.by_distance or head.by_row for head in heads)) and sep_BT is None:
+            return _table(pattern, length, device)
+    row = torch.arange(length, device=device)[None]
+    found: list[Tensor] = []
+    for head in heads:
+        place = row if position_ids_BT is None or head.by_distance or head.by_row else position_ids_BT
+        sep = (None, None) if sep_BT is None else (sep_BT[:, :, None], sep_BT[:, None, :])
+        found.append(torch.atleast_3d(head.allowed(place[:, :, None], place[:, None, :], *sep)))
+    return torch.stack(torch.broadcast_tensors(*found), 1)
+
+
+@functools.lru_cache(maxsize=16)
+def _table(pattern: str, length: int, device: torch.device) -> Tensor:
+    heads = [torch.from_numpy(dense(head, length).copy()) for head in parse(pattern)]
+    return torch.stack(heads)[None].to(device)
+
+
+def never_empty(allowed_BHTT: Tensor) -> Tensor:
+    """The same, but a query that may see no key sees itself."""
+    here = torch.eye(allowed_BHTT.shape[-1], dtype=torch.bool, device=allowed_BHTT.device)
+    return allowed_BHTT | (here & ~allowed_BHTT.any(-1, keepdim=True))
+
+
+def additive(allowed: Tensor, like: Tensor) -> Tensor:
+    """0 where allowed, very negative elsewhere, in the dtype of `like`: finite, so that no row becomes NaN."""
     return torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill(
         ~allowed, torch.finfo(like.dtype).min / 2
     )
@@ -82,8 +115,10 @@ class _Rotation(torch.autograd.Function):
         return _turn(gradients[0], cosine, -signed_sine), None, None
 
 
-def attend(query_BHTK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """Softmax(q k / sqrt(K) + mask) v, (B, H, T, K)."""
+def attend(query_BHTK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, mask: Mask, dropout: float) -> Tensor:
+    """Softmax(q k / sqrt(K) + mask) v, (B, H, T, K), or what `mask` makes of them."""
+    if mask is not None and not isinstance(mask, Tensor):
+        return mask(query_BHTK, key_BHTK, value_BHTK, dropout)
     cpu_training = query_BHTK.requires_grad and query_BHTK.device.type == "cpu"
     if not cpu_training or query_BHTK.dtype == torch.float32 or query_BHTK.shape[2] > PLAIN_LENGTH:
         return functional.scaled_dot_product_attention(
@@ -121,7 +156,7 @@ class Attention(nn.Module):
         self.states = nn.Identity()
         """Passes (query, key, value) on, (B, H, T, K) each after norms and rotation: hooks read them here."""
 
-    def forward(self, x_BTD: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, mask: Mask, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         heads_BTHK = (*x_BTD.shape[:2], -1, self.head_dim)
         query_BHTK = self.query(x_BTD).view(heads_BTHK).transpose(1, 2)
         key_BHTK = self.key(x_BTD).view(heads_BTHK).transpose(1, 2)

@@ -7,6 +7,7 @@ and to PyTorch's own operation counter. A multiply-add counts as two operations;
 from __future__ import annotations
 
 from .arch import Arch, LayerArch
+from .patterns import density
 
 HEADS = ("encoder", "mlm", "rtd", "sequence", "choice", "token", "span")
 """`encoder` is `FrugalModel` (with BERT's pooler); the others are the models of `modeling.py`, in its order."""
@@ -89,14 +90,25 @@ def forward_flops(
     """Operations per token of a forward pass.
 
     `length` is what a token attends to on average: the length of rows with one document, or sum(len^2) / sum(len) over
-    packed documents; layers with a window count no more than it. `masked` is the share of tokens whose vocabulary
-    scores are computed (`mlm`). Heads on the whole text are spread over its `length` tokens.
+    packed documents; layers with an attention pattern count the pairs that it allows. `masked` is the share of tokens
+    whose vocabulary scores are computed (`mlm`). Heads on the whole text are spread over its `length` tokens.
     """
     _check_head(head)
-    attention = sum(
-        4 * layer.qkv * (length if layer.window is None else min(length, 2 * layer.window + 1)) for layer in arch.layers
-    )
+    attention = sum(4 * layer.qkv * _keys(layer, length) for layer in arch.layers)
     return 2.0 * matmul_parameters(arch) + attention + _head_flops(arch, length, vocab_size, masked, head, num_labels)
+
+
+def _keys(layer: LayerArch, length: float) -> float:
+    """How many keys a query of the layer sees on average."""
+    if layer.pattern == "dense":
+        return length
+    return length * density(layer.pattern, max(1, round(length)))
+
+
+def attention_share(arch: Arch, length: float) -> float:
+    """Which share of a dense encoder's operations the attention products are: a in Amdahl's bound 1 / (1 - a)."""
+    products = sum(4 * layer.qkv * length for layer in arch.layers)
+    return products / (products + 2.0 * matmul_parameters(arch))
 
 
 def _head_flops(arch: Arch, length: float, vocab_size: int, masked: float, head: str, num_labels: int) -> float:

@@ -104,8 +104,10 @@ def why_not_stock(arch: Arch) -> str | None:
         return "the stock model always normalises the embeddings (embedding_norm=yes)"
     if any(layer.hidden != arch.hidden for layer in arch.layers):
         return "the stock model has one hidden size for all layers"
-    if arch.family == "bert" and any(layer.window is not None for layer in arch.layers):
+    if arch.family == "bert" and any(layer.pattern != "dense" for layer in arch.layers):
         return "BertModel has dense attention only"
+    if any(layer.pattern != "dense" and not layer.window for layer in arch.layers):
+        return "the stock model knows dense attention and windows only"
     if arch.family == "modern":
         if arch.token_types:
             return "ModernBertModel has no token types"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .arch import Arch, LayerArch
-from .attention import Attention, Output
+from .attention import Attention, Mask, Output
 from .configuration import FrugalConfig
 
 ACTIVATIONS = {
@@ -89,7 +89,7 @@ class FrugalLayer(nn.Module):
         self.hidden = layer.hidden
         self.passing = arch.hidden - layer.hidden
         self.post_norm = arch.family == "bert"
-        self.window = layer.window
+        self.pattern = layer.pattern
         theta = arch.rope_theta if layer.window is None else arch.local_rope_theta
         self.rotary = (layer.head_dim, theta) if arch.family == "modern" else None
         # A norm straight after the embedding norm would be the same norm twice (ModernBERT leaves it out too).
@@ -102,13 +102,13 @@ class FrugalLayer(nn.Module):
         self.ffn_norm = norm_of(arch, layer.hidden)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x_BTD: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, mask: Mask, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         if self.passing:
             used, rest = x_BTD.split((self.hidden, self.passing), -1)
             return torch.cat((self._transform(used, mask, rotary), rest), -1)
         return self._transform(x_BTD, mask, rotary)
 
-    def _transform(self, x_BTD: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _transform(self, x_BTD: Tensor, mask: Mask, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         if self.post_norm:
             x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, mask, rotary)))
             return self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD)))

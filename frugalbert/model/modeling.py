@@ -8,6 +8,7 @@ names (`interop.py`).
 Shapes: B batch, T tokens, D channels of the residual stream, V vocabulary, P masked positions, C choices, L labels.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,10 +25,11 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import can_return_tuple
 
-from .attention import Output, additive_mask, rotary_tables
+from .attention import Attend, Mask, Output, additive, never_empty, pattern_pairs, rotary_tables, visible_pairs
 from .configuration import FrugalConfig
 from .layers import ACTIVATIONS, Embeddings, FrugalLayer, PredictionHead, linear_of, norm_of
 from .losses import binary_loss, label_loss, masked_loss, sequence_loss, span_loss
+from .patterns import parse
 
 
 class FrugalPreTrainedModel(PreTrainedModel):
@@ -72,30 +74,37 @@ class FrugalModel(FrugalPreTrainedModel):
         position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        gates: Callable[[int, Tensor | None], Attend] | None = None,
     ) -> BaseModelOutputWithPooling:
         """All inputs (B, T). attention_mask: 0 = padding. document_ids: tokens see their own document only (0 =
-        padding); then position_ids should restart with every document. Returns last_hidden_state (B, T, D),
-        pooler_output (B, D) in BERT families, and with `output_hidden_states` the stream before each layer and after
-        the last. Raises ValueError for more tokens than learned positions."""
+        padding); then position_ids should restart with every document. `gates` takes a layer's number and the pairs
+        that are visible, (B, 1, T or 1, T) bool, and gives its attention, instead of its pattern (learned masks).
+        Returns last_hidden_state (B, T, D), pooler_output (B, D) in BERT families, and with `output_hidden_states` the
+        stream before each layer and after the last. Raises ValueError for more tokens than learned positions, or than
+        the attention pattern knows."""
         x_BTD = self.embeddings(input_ids, token_type_ids, position_ids)
         device = x_BTD.device.type
         if device != "meta" and torch.is_autocast_enabled(device):
             # One dtype along the whole stream: mixed additions cost more than the matrix products of a small layer.
             x_BTD = x_BTD.to(torch.get_autocast_dtype(device))
-        if position_ids is None:
-            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        masks: dict[int | None, Tensor | None] = {}
+        places = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None] if position_ids is None else position_ids
+        visible = visible_pairs(attention_mask, document_ids)
+        masks: dict[str, Mask] = {}
         rotaries: dict[tuple[int, float] | None, tuple[Tensor, Tensor] | None] = {None: None}
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states: tuple[Tensor, ...] = ()
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             if keep:
                 states += (x_BTD,)
-            if layer.window not in masks:
-                masks[layer.window] = additive_mask(input_ids.shape, attention_mask, document_ids, layer.window, x_BTD)
+            if gates is None and layer.pattern not in masks:
+                masks[layer.pattern] = self._mask(layer.pattern, input_ids, position_ids, visible, x_BTD)
             if layer.rotary not in rotaries:
-                rotaries[layer.rotary] = rotary_tables(position_ids, *layer.rotary, x_BTD.dtype)
-            x_BTD = layer(x_BTD, masks[layer.window], rotaries[layer.rotary])
+                places = (
+                    torch.arange(x_BTD.shape[1], device=x_BTD.device)[None] if position_ids is None else position_ids
+                )
+                rotaries[layer.rotary] = rotary_tables(places, *layer.rotary, x_BTD.dtype)
+            mask = masks[layer.pattern] if gates is None else gates(index, visible)
+            x_BTD = layer(x_BTD, mask, rotaries[layer.rotary])
         if self.final_norm is not None:
             x_BTD = self.final_norm(x_BTD)
         return BaseModelOutputWithPooling(
@@ -103,6 +112,17 @@ class FrugalModel(FrugalPreTrainedModel):
             pooler_output=None if self.pooler is None else torch.tanh(self.pooler(x_BTD[:, 0])),
             hidden_states=(*states, x_BTD) if keep else None,
         )
+
+    def _mask(
+        self, pattern: str, input_ids: Tensor, position_ids: Tensor | None, visible: Tensor | None, x_BTD: Tensor
+    ) -> Mask:
+        """What the layers of one pattern are given."""
+        if pattern == "dense":
+            return None if visible is None else additive(visible, x_BTD)
+        by_content = any(head.by_content for head in parse(pattern))
+        sep = input_ids == self.config.sep_token_id if by_content else None
+        allowed = pattern_pairs(pattern, x_BTD.shape[1], x_BTD.device, position_ids, sep)
+        return additive(never_empty(allowed if visible is None else allowed & visible), x_BTD)
 
 
 # ---- heads ---------------------------------------------------------------------------------------------------------

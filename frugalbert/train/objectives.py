@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from frugalbert.data.masking import IGNORED, Batch, replace_tokens, sample
+from frugalbert.model import patterns
 from frugalbert.model.arch import Arch, LayerArch
 from frugalbert.model.cost import training_flops
 from frugalbert.train.batches import Micro
@@ -81,9 +82,12 @@ def generator_arch(arch: Arch, width: float) -> Arch:
         return max(1, round(size * width))
 
     layers = tuple(
-        LayerArch(max(2, narrow(layer.hidden)), narrow(layer.heads), layer.head_dim, narrow(layer.ffn), layer.pattern)
+        LayerArch(
+            max(2, narrow(layer.hidden)), narrow(layer.heads), layer.head_dim, narrow(layer.ffn),
+            patterns.join(patterns.parse(layer.pattern)[: narrow(layer.heads)]),
+        )
         for layer in arch.layers
-    )
+    )  # fmt: skip
     return Arch.from_json({**arch.to_json(), "layers": [vars(layer) for layer in layers]})
 
 

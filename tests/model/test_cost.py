@@ -83,8 +83,8 @@ def test_the_formula_of_the_books():
 def test_a_window_costs_what_it_sees():
     dense = cost.forward_flops(Arch.parse("modern 2x64 heads=2 ffn=64"), 128)
     narrow = Arch.parse("modern 2x64 heads=2 ffn=64 pattern=window:8")
-    assert dense - cost.forward_flops(narrow, 128) == 2 * 4 * 64 * (128 - 17)
-    assert cost.forward_flops(narrow, 12) == cost.forward_flops(Arch.parse("modern 2x64 heads=2 ffn=64"), 12)
+    assert dense - cost.forward_flops(narrow, 128) == 2 * 4 * 64 * (128 - (17 * 128 - 8 * 9) / 128)
+    assert cost.forward_flops(narrow, 9) == cost.forward_flops(Arch.parse("modern 2x64 heads=2 ffn=64"), 9)
 
 
 def test_an_unknown_head_is_named():

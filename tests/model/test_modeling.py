@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frugalbert.model.arch import Arch
-from frugalbert.model.attention import additive_mask
+from frugalbert.model.attention import additive, never_empty, pattern_pairs, visible_pairs
 from tests.model.archs import VOCABULARY, archs, build, tokens
 from tests.model.plain import Plain
 
@@ -105,13 +105,21 @@ def test_rows_of_padding_give_numbers(line: str, kind: torch.dtype):
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_a_fully_hidden_row_is_an_average(kind: torch.dtype):
-    like = torch.zeros(1, dtype=kind)
-    mask = additive_mask(torch.Size((1, 3)), torch.zeros(1, 3), None, None, like)
+    hidden = visible_pairs(torch.zeros(1, 3), None)
+    assert hidden is not None
+    mask = additive(hidden, torch.zeros(1, dtype=kind))
     scores = (torch.tensor([-300.0, 20.0, 300.0]).to(kind) + mask).softmax(-1)
     assert scores.isfinite().all()
     assert mask.dtype == kind
-    seen = additive_mask(torch.Size((1, 3)), torch.tensor([[1, 0, 1]]), None, 1, like)[0, 0] == 0
-    assert seen.tolist() == [[True, False, False], [True, False, True], [False, False, True]]
+
+
+def test_a_query_that_sees_nothing_in_its_pattern_sees_itself():
+    visible = visible_pairs(torch.tensor([[1, 0, 1]]), None)
+    near = pattern_pairs("window:1", 3, torch.device("cpu"), None, None)
+    assert (near & visible)[0, 0].tolist() == [[True, False, False], [True, False, True], [False, False, True]]
+    apart = pattern_pairs("nodiag", 3, torch.device("cpu"), None, None)
+    seen = never_empty(apart & visible_pairs(None, torch.tensor([[1, 2, 2]])))[0, 0]
+    assert seen.tolist() == [[True, False, False], [False, False, True], [False, True, False]]
 
 
 @EACH
