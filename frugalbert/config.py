@@ -30,6 +30,8 @@ FROM_SEARCH = "from search"
 """Value of `pretrain.arch` and `pretrain.start`: what the stage search has found."""
 FROM_TEACHER = "from teacher"
 """Value of `pretrain.start`: a slice of the teacher."""
+FROM_ATTENTION = "from attention"
+"""Value of `pretrain.arch` and `pretrain.start`: what the stage attention has found."""
 FROM_SUPERNET = "from supernet"
 """Value of `pretrain.distill.teacher`: the super-network of the same run, whole."""
 
@@ -42,7 +44,7 @@ def _tuple(value: Any) -> Any:
 
 
 def _known_arch(text: str) -> str:
-    if text != FROM_SEARCH:
+    if text not in (FROM_SEARCH, FROM_ATTENTION):
         Arch.parse_or_path(text)
     return text
 
@@ -210,6 +212,19 @@ class Shards(Section):
     """Share of `samples` kept for validation, chosen by a hash of the ids (with a corpus: `corpus.held_out`)."""
     hdf5: SampleFiles | None = None
     """Sample files for the reference systems."""
+    pairs: Literal["none", "nsp", "sop"] = "none"
+    """Rows of two segments `[CLS] A [SEP] B [SEP]` of consecutive sentences, with a label that `pretrain` learns beside
+    the masked words. `nsp`: B follows A, or is taken from another document, 50/50 (BERT); `sop`: the halves of one
+    passage, in order or swapped, 50/50 (ALBERT). Needs `pack: false`. `short_share` is BERT's share of short targets;
+    what is too long for a row is cut off, as BERT does. A text read twice (a source's `weight`) makes other pairs."""
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Shards:
+        if self.pairs != "none" and (self.samples or self.hdf5 is not None):
+            raise ValueError(f"pairs: {self.pairs} needs sentences of a corpus; remove samples and hdf5")
+        if self.pairs != "none" and self.pack:
+            raise ValueError(f"pairs: {self.pairs} gives every pair a row of its own; write pack: false")
+        return self
 
     @model_validator(mode="after")
     def _sample_files(self) -> Shards:
@@ -245,12 +260,28 @@ class Mask(Section):
 
 
 class Phase(Section):
-    """A later part of the budget at another row length (BERT's second phase)."""
+    """A later part of the budget, mostly at another row length (BERT's second phase)."""
 
     length: Count
     """One of `shards.length`."""
     share: Annotated[float, Field(gt=0.0, lt=1.0)]
     """Share of the budget, counted from the end."""
+    learning_rate: Positive | None = None
+    """Begin the schedule anew with this peak rate: warm-up and curve then take this phase (and those after it without a
+    rate of their own) for the whole, and the optimizer counts its steps from 0, with its moments as they are (NVIDIA
+    BERT's phase 2). The parts before it have a whole schedule of their own, too. Muon's rate changes in proportion."""
+    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Share of the phase with a rising rate; needs `learning_rate`; none = as the section's `warmup`."""
+    batch_size: Count | None = None
+    """Sequences a step; none = as many tokens as before."""
+    max_predictions: Count | None = None
+    """Instead of `mask.max_predictions`."""
+
+    @model_validator(mode="after")
+    def _own_schedule(self) -> Phase:
+        if self.warmup is not None and self.learning_rate is None:
+            raise ValueError("warmup of a phase belongs to a schedule of its own; add learning_rate to the phase")
+        return self
 
 
 class Validation(Section):
@@ -309,7 +340,7 @@ class Training(Section):
     stop_at: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Stop at this share of the budget although the schedules are made for all of it (24hBERT's longer schedules)."""
     batch_size: Count = 256
-    """Global batch in sequences of the first row length; later phases keep the number of tokens."""
+    """Global batch in sequences of the first row length; later phases keep the number of tokens, unless they say so."""
     optimizer: str = "adamw"
     """`adamw`, `bertadam` (the same without bias correction, as BERT's own), `muon` (matrices; AdamW for the rest),
     `lamb`, `adam`, `sgd`, `file.py:function` beside the YAML, a name that installed packages register (entry point
@@ -343,7 +374,8 @@ class Training(Section):
     isolate_documents: bool = True
     """Documents that share a row do not see each other."""
     phases: Annotated[tuple[Phase, ...], BeforeValidator(_tuple)] = ()
-    """Longer rows for the last part of the budget, e.g. `[{length: 512, share: 0.1}]`."""
+    """Longer rows for the last part of the budget, e.g. `[{length: 512, share: 0.1}]`; perhaps with a rate, a batch and
+    a cap of masks of their own."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of matrix products (weights stay fp32). `auto`: bf16 where the hardware multiplies it, else fp32."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -625,6 +657,82 @@ class Search(Section):
                 )
 
 
+class Attention(Training):
+    """Learn which pairs of tokens need to meet (SparseBERT, arXiv 2102.12871): an encoder is trained together with
+    logits that switch attention on and off. Leaves an architecture with attention patterns, `pretrain.arch: from
+    attention`."""
+
+    arch: Annotated[str, AfterValidator(_known_arch)] = "small-modern"
+    """The encoder whose attention is to become sparse: as `pretrain.arch`; its own patterns do not matter."""
+    start: str | None = None
+    """Begin with these weights (a model directory or hub name, or `from search`) instead of random ones."""
+    structure: Literal["unstructured", "toeplitz", "block", "block-toeplitz", "toeplitz-priced"] = "toeplitz"
+    """What is switched together: single pairs (DAMu), distances i - j (DAMs), blocks, distances of blocks, or distances
+    that pay for the blocks they touch. Hardware skips blocks, not pairs: only the last three save time."""
+    symmetric: bool = True
+    """(i, j) and (j, i) together."""
+    block: Literal[16, 32, 64, 128] = 64
+    """Size of a block in tokens."""
+    global_positions: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_tuple)] = ()
+    """Positions of a document (0 = [CLS]) that may also learn to see all, and to be seen by all."""
+    share: Literal["layers", "none", "heads", "all"] = "layers"
+    """Who has masks in common: `layers`: one for each head in all layers; `heads`: one per layer; `all`, `none`."""
+    layers_per_group: Count | None = None
+    """With `share: layers`: so many neighbouring layers share, not all."""
+    density: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Share of pairs to keep (`toeplitz-priced`: of blocks): a controller steers there, `finalise: topk` hits it."""
+    penalty: Weight | None = None
+    """Instead of `density`: this times the mean density is added to the loss. The published lambdas belong to another
+    gating and a sum; they mean nothing here."""
+    gating: Literal["renormalised", "additive", "post-softmax"] = "renormalised"
+    """How a mask enters the softmax. `additive` is the reference's -10000, where dropped pairs learn nothing."""
+    soft: bool = False
+    """No sampling: probabilities themselves multiply the attention (importance maps; with `gating: post-softmax`)."""
+    temperature: Annotated[tuple[Positive, ...], BeforeValidator(_tuple), Field(min_length=1, max_length=2)] = (1.0,)
+    """Of the relaxation; two values go linearly from the first to the second."""
+    penalty_on: Literal["expected", "sampled"] = "expected"
+    """Which density the penalty and the controller see."""
+    sum: bool = False
+    """`penalty` times the sum over all pairs of all masks, as the reference has it, not the mean."""
+    mask_learning_rate: Positive = 0.02
+    """Adam's rate for the logits, constant. Their sum over all steps must allow logits to travel: 20 or more."""
+    mask_clip_norm: Positive = 1.0
+    """Gradient-norm clip of the logits alone."""
+    levels: Literal[1, 2] = 1
+    """2: weights and masks learn from different halves of the rows, in turn (DARTS, arXiv 1806.09055)."""
+    finalise: Literal["auto", "topk", "threshold"] = "auto"
+    """`topk`: the likeliest pairs up to `density` exactly; `threshold`: whatever is likelier than not. `auto`: `topk`
+    with a density."""
+    least_per_head: Share = 0.0
+    """`topk` leaves every mask at least this density."""
+    empty_rows: Literal["nearest", "diagonal", "error"] = "nearest"
+    """A query that would see nothing is given its likeliest key, itself, or the stage stops."""
+    beyond: bool = False
+    """Distances longer than any that was searched are on."""
+
+    @model_validator(mode="after")
+    def _masks(self) -> Attention:
+        if (self.density is None) == (self.penalty is None) and not self.soft:
+            raise ValueError("write either density (the share of pairs to keep, such as 0.1) or penalty")
+        if self.finalise == "topk" and self.density is None:
+            raise ValueError("finalise: topk needs density; write for example density: 0.1")
+        if self.structure == "toeplitz-priced" and (self.global_positions or not self.symmetric):
+            raise ValueError("toeplitz-priced has symmetric distances alone; remove global_positions and symmetric")
+        if self.structure == "block-toeplitz" and not self.symmetric:
+            raise ValueError("structure: block-toeplitz is symmetric; remove symmetric: false")
+        if self.levels == 2 and self.phases:
+            raise ValueError("levels: 2 has rows of one length; remove phases")
+        if self.layers_per_group is not None and self.share != "layers":
+            raise ValueError("layers_per_group belongs to share: layers; remove it or set share")
+        if self.sum and self.penalty is None:
+            raise ValueError("sum belongs to penalty; remove it or write a penalty")
+        if self.start == FROM_SEARCH and self.arch != FROM_SEARCH:
+            raise ValueError("start: from search needs arch: from search as well")
+        if FROM_ATTENTION in (self.arch, self.start):
+            raise ValueError("from attention is what this section makes; name an architecture, or from search")
+        return self
+
+
 LayerPair = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], BeforeValidator(_tuple)]
 
 
@@ -686,23 +794,28 @@ class Pretrain(Training):
 
     arch: Annotated[str, AfterValidator(_known_arch)] = "small-modern"
     """A preset's name (`frugalbert explain arch` lists them), one line such as `modern 4x256 heads=4 ffn=640`, a
-    path to an `arch.json`, or `from search`."""
+    path to an `arch.json`, `from search`, or `from attention`."""
     start: str | None = None
     """Continue from these weights (a model directory or hub name) instead of random ones; `from search`: the chosen
-    architecture's share of the super-network; `from teacher`: a slice of `distill.teacher`."""
+    architecture's share of the super-network; `from attention`: the weights that learnt with the masks; `from teacher`:
+    a slice of `distill.teacher`."""
     objective: Literal["mlm", "rtd", "distill"] = "mlm"
     """Masked language modelling, replaced-token detection, or learning from a teacher."""
     replaced: ReplacedTokens = ReplacedTokens()
     """Only for `objective: rtd`."""
     distill: Distill | None = None
     """Only for `objective: distill`: the teacher, and what is learnt from it."""
+    pair_weight: Weight = 1.0
+    """With `shards.pairs`: weight of the loss of the pairs' labels beside that of the masked words (BERT: 1); 0 = the
+    masked words alone. Pairs train the pooler, which fine-tuning begins with."""
 
     @model_validator(mode="after")
     def _objective(self) -> Pretrain:
         if 0.0 in self.mask.rate:
             raise ValueError("mask.rate 0 hides nothing that could be learnt; write for example 0.15")
-        if self.start == FROM_SEARCH and self.arch != FROM_SEARCH:
-            raise ValueError("start: from search needs arch: from search as well")
+        for source in (FROM_SEARCH, FROM_ATTENTION):
+            if self.start == source and self.arch != source:
+                raise ValueError(f"start: {source} needs arch: {source} as well")
         if self.objective != "rtd" and self.replaced != ReplacedTokens():
             raise ValueError("replaced belongs to objective: rtd; remove it or set the objective")
         if (self.objective == "distill") != (self.distill is not None):
@@ -713,6 +826,8 @@ class Pretrain(Training):
             raise ValueError(
                 "distill.cache needs masks that come again; write mask: {rate: 0.15, copies: 10}, or remove the cache"
             )
+        if self.distill and self.distill.cache and any(phase.max_predictions for phase in self.phases):
+            raise ValueError("distill.cache knows one mask.max_predictions; remove it from phases, or the cache")
         return self
 
 
@@ -843,6 +958,8 @@ class Config(Section):
     """Their latency on this machine."""
     search: Search | None = None
     """The best one within a limit."""
+    attention: Attention | None = None
+    """Sparse attention patterns, learned."""
     pretrain: Pretrain | None = None
     """Pre-training."""
     finetune: Finetune | None = None
@@ -857,7 +974,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _order(self) -> Config:
         needs = {"tokenizer": ("corpus",), "shards": ("corpus", "tokenizer"), "pretrain": ("tokenizer", "shards")}
-        needs |= {"space": ("tokenizer",), "supernet": ("shards", "space"), "latency": ("space",)}
+        needs |= {"attention": ("tokenizer", "shards"), "space": ("tokenizer",), "latency": ("space",)}
+        needs |= {"supernet": ("shards", "space")}
         trained = self.search is not None and self.search.quality == "training"
         needs |= {"search": ("space", "shards") if trained else ("space", "supernet")}
         if self.shards and self.shards.samples:
@@ -879,8 +997,18 @@ class Config(Section):
                         f"pretrain.phases asks for length {phase.length}, shards.length has "
                         f"{list(self.shards.length)}; add it there"
                     )
-        if self.pretrain and self.pretrain.arch == FROM_SEARCH and self.search is None:
-            raise ValueError("pretrain.arch: from search needs the section search; add it or name an architecture")
+        pairs = self.shards.pairs if self.shards else "none"
+        if self.pretrain and pairs != "none" and self.pretrain.objective != "mlm":
+            raise ValueError(
+                f"shards.pairs: {pairs} goes with pretrain.objective: mlm alone; write that, or shards.pairs: none"
+            )
+        if self.pretrain and self.shards and pairs == "none" and self.pretrain.pair_weight != 1.0:
+            raise ValueError("pretrain.pair_weight belongs to shards.pairs; remove it, or write pairs: nsp or sop")
+        for user in ("attention", "pretrain"):
+            for source in (FROM_SEARCH, FROM_ATTENTION):
+                name = source.removeprefix("from ")
+                if getattr(getattr(self, user), "arch", None) == source and getattr(self, name) is None:
+                    raise ValueError(f"{user}.arch: {source} needs the section {name}; add it or name an architecture")
         if (
             self.pretrain and self.pretrain.distill and self.pretrain.distill.teacher == FROM_SUPERNET
             and self.supernet is None
@@ -892,10 +1020,11 @@ class Config(Section):
             raise ValueError("search.limit speaks of latency, which the section latency measures; add latency: {}")
         if self.search and self.latency is None and self.search.extraction.inference == "latency":
             raise ValueError("search.extraction.inference: latency needs the section latency; add latency: {}")
-        if self.search and self.pretrain and self.pretrain.start == FROM_SEARCH and trained:
-            raise ValueError(
-                "search.quality: training gives an architecture without weights; remove pretrain.start: from search"
-            )
+        for user in ("attention", "pretrain"):
+            if trained and getattr(getattr(self, user), "start", None) == FROM_SEARCH:
+                raise ValueError(
+                    f"search.quality: training gives an architecture without weights; remove {user}.start: from search"
+                )
         if self.search and self.supernet and self.search.quality not in ("finetune", "training"):
             wanted = "distillation" if self.supernet.teacher else "loss"
             if self.search.quality != wanted:

@@ -24,9 +24,11 @@ import yaml
 
 from frugalbert import run as files
 from frugalbert.config import (
+    FROM_ATTENTION,
     FROM_SEARCH,
     FROM_SUPERNET,
     FROM_TEACHER,
+    Attention,
     Config,
     Finetune,
     Pretrain,
@@ -59,11 +61,12 @@ def _corpus_paths(section: Any) -> list[str]:
     return [source if isinstance(source, str) else source.path for source in section.sources]
 
 
-def _pretrain_paths(section: Pretrain) -> list[str]:
+def _pretrain_paths(section: Pretrain | Attention) -> list[str]:
     plugins = outside(section.optimizer, section.curve)
     arch = [section.arch] if section.arch.endswith(".json") else []
-    teacher = section.distill.teacher if section.distill else None
-    models = [path for path in (section.start, teacher) if path not in (None, FROM_SEARCH, FROM_TEACHER, FROM_SUPERNET)]
+    teacher = section.distill.teacher if isinstance(section, Pretrain) and section.distill else None
+    made = (None, FROM_SEARCH, FROM_ATTENTION, FROM_TEACHER, FROM_SUPERNET)
+    models = [path for path in (section.start, teacher) if path not in made]
     return [*plugins, *arch, *models]
 
 
@@ -93,15 +96,17 @@ STAGES = (
     Stage("latency", ("space", "tokenizer"), "frugalbert.measure.table:build", precious=True),
     Stage("search", ("space", "supernet", "latency", "shards", "tokenizer"), "frugalbert.selection:search",
           _search_paths, precious=True),
-    Stage("pretrain", ("shards", "tokenizer", "supernet", "search"), "frugalbert.train.pretrain:build", _pretrain_paths,
+    Stage("attention", ("shards", "tokenizer", "search"), "frugalbert.search.attention:build", _pretrain_paths,
           all_ranks=True, precious=True),
+    Stage("pretrain", ("shards", "tokenizer", "supernet", "search", "attention"), "frugalbert.train.pretrain:build",
+          _pretrain_paths, all_ranks=True, precious=True),
     Stage("finetune", ("pretrain", "tokenizer", "corpus"), "frugalbert.finetune.runner:build", _finetune_paths,
           precious=True),
     Stage("export", ("pretrain", "tokenizer", "shards", "corpus", "finetune", "space", "supernet", "latency", "search"),
           "frugalbert.measure.export:build"),
     Stage("bench", ("export", "tokenizer"), "frugalbert.measure.latency:build"),
-    Stage("report", ("corpus", "tokenizer", "shards", "space", "supernet", "latency", "search", "pretrain", "finetune",
-                     "export", "bench"), "frugalbert.report.page:build", derived=True),
+    Stage("report", ("corpus", "tokenizer", "shards", "space", "supernet", "latency", "search", "attention",
+                     "pretrain", "finetune", "export", "bench"), "frugalbert.report.page:build", derived=True),
 )  # fmt: skip
 NAMES = tuple(stage.name for stage in STAGES)
 
@@ -343,6 +348,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "supernet": {"budget": "20steps", "batch_size": 8, "early_stop": None, "validation": {"rows": 32}},
     "latency": {"architectures": 12},
     "search": {"evaluations": 8, "rows": 32, "budget": None},
+    "attention": {"budget": "20steps", "batch_size": 8, "early_stop": None, "validation": {"rows": 32}},
     "pretrain": {"budget": "20steps", "batch_size": 8, "early_stop": None, "validation": {"rows": 32}},
     "finetune": {"seeds": [0], "epochs": 1.0, "max_train_examples": 64},
     "bench": {"repeats": 3},

@@ -29,6 +29,7 @@ import functools
 import math
 import re
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -262,6 +263,11 @@ def _runs(text: str, name: str, *, signed: bool) -> Runs:
         if low > high or (low < 0 and not signed):
             raise ValueError(f"attention pattern {name}: {_short(word)} is no run of distances; write 0..3 or 17")
         found.append((low, high))
+    return joined(found)
+
+
+def joined(found: Iterable[tuple[int, int]]) -> Runs:
+    """Runs in order, those that touch as one."""
     runs: list[tuple[int, int]] = []
     for low, high in sorted(found):
         if runs and low <= runs[-1][1] + 1:
@@ -282,13 +288,6 @@ def _with_globals(pattern: Pattern, text: str) -> Pattern:
             if match[1] in (None, kind):
                 places.add(place)
     return replace(pattern, rows=tuple(sorted(rows)), columns=tuple(sorted(columns)))
-
-
-def runs_of(distances: list[int]) -> Runs:
-    """Sorted numbers as runs. Raises ValueError for none."""
-    if not distances:
-        raise ValueError("a pattern needs at least one distance")
-    return _runs("+".join(map(str, distances)), "toeplitz", signed=True)
 
 
 def pack(mask: np.ndarray) -> str:

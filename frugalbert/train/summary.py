@@ -76,7 +76,7 @@ def announce(run: Run, section: Training, sampler: Sampler, kept: Any, flops: fl
     with run.cost("setup"):
         ceiling = dist.world() * gemm_ceiling(arch, run.micro_batch * length, run.device, run.precision)
     size = sampler.batch_size(length)
-    say(f"{run.stage}: {arch.to_text()}, {number(parameters)} parameters, {number(embeddings)} of them in embeddings")
+    say(f"{run.stage}: {arch.brief()}, {number(parameters)} parameters, {number(embeddings)} of them in embeddings")
     pieces = -(-size // (run.micro_batch * dist.world()))
     say(
         f"{run.stage}: {size} x {length} = {number(size * length)} tokens a step in {pieces} micro-batches on "
