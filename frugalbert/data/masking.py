@@ -101,7 +101,8 @@ class Batch:
     padding; masked_positions (B*k,) into the flattened B*T, ascending within a row; labels (B*k,): the original ids,
     or -100 in slots that a row has no use for (they point at its first position, which stays as it is); draws (B*k,)
     float32 uniform in [0, 1), one per slot, for `sample`; copies (B,) int64: row_id * `mask.copies` + the copy, or None
-    if masks never come again.
+    if masks never come again. Of sentence pairs (`with_pairs`) also token_type_ids (B, T) int64, 1 in the second
+    segment and 0 elsewhere, and pair_labels (B,) int64, 1 = random or swapped.
     """
 
     input_ids: Tensor
@@ -111,6 +112,8 @@ class Batch:
     labels: Tensor
     draws: Tensor
     copies: Tensor | None = None
+    token_type_ids: Tensor | None = None
+    pair_labels: Tensor | None = None
 
 
 def mlm_batch(
@@ -155,6 +158,14 @@ def mlm_batch(
         draws=(_shift(_noise(key, position, 2), 40).float() * 2.0**-24).flatten(),
         copies=copies,
     )
+
+
+def with_pairs(batch: Batch, rows: Tensor, labels: Tensor, vocabulary: Vocabulary) -> Batch:
+    """The batch of rows (B, T) of sentence pairs with its segments and their labels (B,). Both segments are one
+    document: they see each other."""
+    ends = (rows == vocabulary.sep).cumsum(1) - (rows == vocabulary.sep).long()  # [SEP] that stand before a place
+    types = ((ends > 0) & (rows != vocabulary.pad)).long()
+    return replace(batch, token_type_ids=types, pair_labels=labels.long())
 
 
 def documents(ids: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:

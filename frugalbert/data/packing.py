@@ -22,6 +22,7 @@ from frugalbert import run
 from frugalbert.config import Shards
 
 SPLITS = ("train", "held_out")
+LABELS = ".labels"  # of sentence pairs: a byte for each row, in a file beside that of the rows
 DRAW = 1  # seed of the hash that draws short pieces: other bits than those that decide about holding out
 Writers = dict[tuple[int, str], "RowWriter"]
 
@@ -82,6 +83,7 @@ class RowWriter:
         self.dtype = np.dtype(task["dtype"]).newbyteorder("<")
         self.figures = dict.fromkeys(("rows", "tokens", "documents", "document_tokens"), 0)
         self._open_row = np.empty(0, self.dtype)
+        self._labels: list[bytes] = []
         self._digest = hashlib.sha256()
 
     def __enter__(self) -> RowWriter:
@@ -113,6 +115,16 @@ class RowWriter:
         self.figures["documents"] += int((counts > 0).sum())
         self.figures["document_tokens"] += len(ids)
 
+    def add_pairs(self, rows: np.ndarray, labels: np.ndarray, documents: int, truncated: int) -> None:
+        """Append finished rows (N, length) of sentence pairs with their labels (N,): of so many documents, of which so
+        many tokens were cut off."""
+        self._write(rows.astype(self.dtype).reshape(-1))
+        self._labels.append(labels.tobytes())
+        tokens = int((rows != self.special["pad"]).sum())
+        found = {"tokens": tokens, "documents": documents, "document_tokens": tokens - 3 * len(rows)}
+        for name, count in {**found, "random": int(labels.sum()), "truncated": truncated}.items():
+            self.figures[name] = self.figures.get(name, 0) + count
+
     def finish(self) -> dict[str, Any]:
         """Pad the last row, move the file to its name; the shard's entry for the index."""
         if len(self._open_row):
@@ -121,11 +133,16 @@ class RowWriter:
             self._write(row)
         self._file.flush()
         os.fsync(self._file.fileno())
+        entry = {"name": self.path.name, "sha256": self._digest.hexdigest(), **self.figures}
         if self.figures["rows"]:
+            if self._labels:
+                labels = b"".join(self._labels)
+                run.write_atomic(self.path.with_suffix(LABELS), labels)
+                entry["labels_sha256"] = hashlib.sha256(labels).hexdigest()
             os.chmod(self._temporary, 0o644)
             os.replace(self._temporary, self.path)
             run.sync_directory(self.path.parent)
-        return {"name": self.path.name, "sha256": self._digest.hexdigest(), **self.figures}
+        return entry
 
     def _write(self, rows: np.ndarray) -> None:
         data = rows.tobytes()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from frugalbert.data.packing import LABELS
 from frugalbert.run import read_json, sha256
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class ShardSet:
     """All rows of one length and split; row r stays row r for every worker count, world size and resume.
 
     `tokens` counts everything but padding, `fill` is its share of all positions; `special` maps cls, sep, pad, mask and
-    unk to ids and `all` to the list of every special id; `identity` changes whenever any byte of the rows does.
+    unk to ids and `all` to the list of every special id; `identity` changes whenever any byte of the rows does, or of
+    `labels` (rows,) uint8, which sentence pairs have and other rows have not (None).
     """
 
     length: int
@@ -50,6 +52,7 @@ class ShardSet:
     identity: str
     files: tuple[np.memmap, ...] = field(repr=False)
     starts: np.ndarray = field(repr=False)
+    labels: np.ndarray | None = field(repr=False, default=None)
 
     @classmethod
     def open(
@@ -84,9 +87,13 @@ class ShardSet:
         entry, dtype = found[split], np.dtype(index["dtype"]).newbyteorder("<")
         paths = [directory / f"length-{length}" / item["name"] for item in entry["files"]]
         _check_sizes(paths, [item["rows"] * length * dtype.itemsize for item in entry["files"]])
+        digests, counts = [item["sha256"] for item in entry["files"]], [item["rows"] for item in entry["files"]]
+        labels = [path.with_suffix(LABELS) for path in paths] if index.get("pairs", "none") != "none" else []
+        if labels:
+            _check_sizes(labels, counts)
+            digests += [item["labels_sha256"] for item in entry["files"]]
         if verify:
-            _check_bytes(paths, [item["sha256"] for item in entry["files"]])
-        counts = [item["rows"] for item in entry["files"]]
+            _check_bytes([*paths, *labels], digests)
         return cls(
             length=length,
             rows=sum(counts),
@@ -94,11 +101,12 @@ class ShardSet:
             fill=entry["fill"],
             vocab_size=index["vocab_size"],
             special=index["special"],
-            identity=hashlib.sha256("".join(item["sha256"] for item in entry["files"]).encode()).hexdigest(),
+            identity=hashlib.sha256("".join(digests).encode()).hexdigest(),
             files=tuple(
                 np.memmap(path, dtype, "r", shape=(rows, length)) for path, rows in zip(paths, counts, strict=True)
             ),
             starts=np.cumsum([0, *counts]),
+            labels=np.concatenate([np.fromfile(path, np.uint8) for path in labels]) if labels else None,
         )
 
     @property

@@ -3,12 +3,14 @@
 In: the tokenizer, and the corpus or the sample files of a reference system. Out: `index.json` (written last) and
 `length-128/train-00000.bin` …, raw little-endian rows of `[CLS] piece [SEP]` pieces and [PAD]. Since text never yields
 a [CLS], the boundaries of a row's pieces are in the row itself. One file that is read makes one shard per length and
-split, wherever and by however many workers, so the bytes do not depend on who wrote them.
+split, wherever and by however many workers, so the bytes do not depend on who wrote them. With `pairs` a row is a pair
+of segments (`pairs.py`), and `train-00000.labels` has a byte for each.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ import xxhash
 
 from frugalbert import run
 from frugalbert.config import Machine, Shards
-from frugalbert.data import packing, samples
+from frugalbert.data import packing, pairs, samples
 from frugalbert.data.packing import SPLITS
 from frugalbert.data.rows import FORMAT, INDEX, RowOrder, ShardSet, gather_rows, index_checksum, rank_share, to_device
 from frugalbert.dist import usable_cores
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["RowOrder", "ShardSet", "build", "gather_rows", "pack_file", "rank_share", "to_device"]
 BATCH_CHARACTERS = 1_000_000  # tokenised at once: about 60 MB of the tokenizer's objects
 PIECE_CHARACTERS = 50_000  # longer documents reach the tokenizer in parts
+DRAWN = 8  # documents that random next sentences are drawn from, at least; a corpus file with fewer borrows them
 
 
 # ---- the stage -------------------------------------------------------------------------------------------------------
@@ -65,7 +68,8 @@ def build(section: Shards, inputs: dict[str, Path], out: Path, machine: Machine)
             samples.prepare(section, inputs["yaml"], common, workers, machine.scheduler),
         )
     else:
-        function, tasks = pack_file, _corpus_tasks(inputs["corpus"], common, workers)
+        function = pack_file if section.pairs == "none" else pack_pairs
+        tasks = _corpus_tasks(inputs["corpus"], common, workers)
     journal = out / "journal.jsonl"
     results = run_tasks(function, tasks, journal=journal, workers=workers, scheduler=machine.scheduler, label="shards")
     sets = {str(length): _sum_up(length, results, bool(section.samples)) for length in section.length}
@@ -76,6 +80,7 @@ def build(section: Shards, inputs: dict[str, Path], out: Path, machine: Machine)
         "vocab_size": vocab_size,
         "special": special,
         "tokenizer_sha256": digest,
+        "pairs": section.pairs,
         "sets": sets,
     }
     if section.hdf5 is not None:
@@ -88,7 +93,7 @@ def build(section: Shards, inputs: dict[str, Path], out: Path, machine: Machine)
         "rows": first["train"]["rows"],
         "fill": first["train"]["fill"],
         "held_out_tokens": first["held_out"]["tokens"],
-        "truncated_tokens": 0,
+        "truncated_tokens": first["train"].get("truncated", 0),
         "specials_in_text": sum(result["specials_in_text"] for result in results),
         "documents": first["train"]["documents"],
         "vocab_size": vocab_size,
@@ -124,15 +129,17 @@ def _sum_up(length: int, results: Sequence[dict[str, Any]], from_samples: bool) 
     entry: dict[str, Any] = {}
     for split in SPLITS:
         parts = [found for result in results if (found := result["sets"][str(length)][split])["rows"]]
-        total = {key: sum(part[key] for part in parts) for key in ("rows", "tokens", "documents", "document_tokens")}
         if not parts:
             wanted = keys[split == "held_out"]
             raise ValueError(f"{what} no {split.replace('_', '-')} text to make rows of; give more in {wanted}")
-        files = [{key: part[key] for key in ("name", "rows", "tokens", "sha256")} for part in parts]
+        total = {key: sum(part[key] for part in parts) for key in parts[0] if isinstance(parts[0][key], int)}
+        files = [{key: part[key] for key in part if key not in total or key in ("rows", "tokens")} for part in parts]
         entry[split] = {"files": files, **total, "fill": round(total["tokens"] / (total["rows"] * length), 6)}
+        labels = f", {total['random'] / total['rows']:.1%} random or swapped" if "random" in total else ""
         run.say(
             f"shards: length {length} {split}: {number(total['documents'])} documents, {number(total['tokens'])} "
-            f"tokens in {number(total['rows'])} rows, {entry[split]['fill']:.1%} filled, 0 tokens discarded"
+            f"tokens in {number(total['rows'])} rows, {entry[split]['fill']:.1%} filled, "
+            f"{number(total.get('truncated', 0))} tokens discarded{labels}"
         )
     return entry
 
@@ -145,6 +152,7 @@ def _remove_others(out: Path, sets: dict[str, Any]) -> None:
         for split in SPLITS
         for item in entry[split]["files"]
     }
+    wanted |= {path.with_suffix(packing.LABELS) for path in wanted}
     for path in {*out.glob("length-*/*"), *out.glob(f".tmp-{INDEX}-*")} - wanted:
         path.unlink()
 
@@ -167,6 +175,66 @@ def pack_file(task: dict[str, Any]) -> dict[str, Any]:
             held_out = np.array([held for _, held in batch])
             packing.add(writers, ids, counts, held_out, _draws([text for text, _ in batch], task["section"]))
         return {"sets": packing.finish(writers), "specials_in_text": specials_in_text}
+
+
+def pack_pairs(task: dict[str, Any]) -> dict[str, Any]:
+    """Make the sentence pairs of one corpus file, one shard per length and split; the same task gives the same bytes.
+
+    Raises ValueError if there is no other document to draw next sentences from.
+    """
+    from frugalbert.data.corpus import read_documents
+
+    section, directory = Shards.model_validate(task["section"]), Path(task["corpus"])
+    specials_in_text = 0
+    with _threads(task["threads"]), packing.open_writers(task) as writers:
+        tokenizer = open_tokenizer(task["tokenizer"])
+        for split in packing.SPLITS:
+            texts = (document.text for document in read_documents(directory, split, [task["file"]]))
+            documents, forged = _sentences(tokenizer, texts, task["special"])
+            specials_in_text += forged
+            own = len(documents.sizes)
+            if own and section.pairs == "nsp":
+                documents = _with_others(documents, tokenizer, task, split)
+            for (length, name), writer in writers.items():
+                if name == split and own:
+                    made = pairs.make_rows(documents, own, section, length, task["file"], task["special"])
+                    writer.add_pairs(*made[:2], own, made[2])
+        return {"sets": packing.finish(writers), "specials_in_text": specials_in_text}
+
+
+def _sentences(tokenizer: Tokenizer, texts: Iterable[str], special: dict[str, Any]) -> tuple[pairs.Documents, int]:
+    """Texts as sentences of token ids, and how many special tokens were made harmless in them."""
+    none = np.empty(0, np.int64)
+    parts, forged = [(np.empty(0, np.uint32), none, none)], 0
+    for batch in batches((text, False) for text in texts):
+        run.check_stop()
+        split = [pairs.sentences(text) for text, _ in batch]
+        ids, counts = encode(tokenizer, [sentence for found in split for sentence in found])
+        forged += packing.disarm(ids, special)
+        parts.append((ids, counts, np.array([len(found) for found in split], np.int64)))
+    return pairs.Documents.of(*(np.concatenate(part) for part in zip(*parts, strict=True))), forged
+
+
+def _with_others(documents: pairs.Documents, tokenizer: Tokenizer, task: dict[str, Any], split: str) -> pairs.Documents:
+    """The documents, and if they are few the beginnings of some of the files that follow in the corpus."""
+    from frugalbert.data import corpus
+
+    directory = Path(task["corpus"])
+    names = corpus.list_files(directory)
+    after = names.index(task["file"]) + 1
+    for name in [*names[after:], *names[: after - 1]]:
+        if len(set(documents.hashes().tolist())) >= DRAWN:
+            return documents
+        found = itertools.islice(corpus.read_documents(directory, split, [name]), DRAWN)
+        more, _ = _sentences(tokenizer, (document.text[:PIECE_CHARACTERS] for document in found), task["special"])
+        documents += more
+    if len(set(documents.hashes().tolist())) < 2:
+        key = "corpus.held_out" if split == "held_out" else "corpus.sources"
+        raise ValueError(
+            f"shards.pairs: nsp draws sentences of other documents, and all {split.replace('_', '-')} documents are "
+            f"the same; give more in {key}, or write pairs: sop"
+        )
+    return documents
 
 
 def _draws(texts: Sequence[str], section: dict[str, Any]) -> np.ndarray | None:

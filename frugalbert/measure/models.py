@@ -33,6 +33,7 @@ HEADS = {
     "ForMultipleChoice": "AutoModelForMultipleChoice",
     "ForPreTraining": "AutoModelForPreTraining",
     "ForReplacedTokenDetection": "AutoModel",
+    "ForPairs": "AutoModelForPreTraining",
 }
 """Ending of a class name in `architectures` -> the Auto class of transformers that loads it."""
 

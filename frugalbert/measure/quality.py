@@ -65,7 +65,7 @@ def int8_cost(model: Any, path: Path, texts: list[tuple[Batch, torch.Tensor]], m
     batches = [inputs for inputs, _ in texts] or onnx.parity_batches(serving)
     cost: dict[str, Any] = {**onnx.difference(serving, session, batches)}
     cost["measured_on"] = "held-out text" if texts else "random tokens"
-    if not texts or mask is None or not type(model).__name__.endswith("ForMaskedLM"):
+    if not texts or mask is None or not type(model).__name__.endswith(("ForMaskedLM", "ForPairs")):
         return cost
     same = right_before = right_after = total = 0
     for inputs, positions in texts:

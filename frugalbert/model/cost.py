@@ -9,7 +9,7 @@ from __future__ import annotations
 from .arch import Arch, LayerArch
 from .patterns import density
 
-HEADS = ("encoder", "mlm", "rtd", "sequence", "choice", "token", "span")
+HEADS = ("encoder", "mlm", "pairs", "rtd", "sequence", "choice", "token", "span")
 """`encoder` is `FrugalModel` (with BERT's pooler); the others are the models of `modeling.py`, in its order."""
 
 
@@ -60,8 +60,8 @@ def head_parameters(arch: Arch, vocab_size: int, head: str, num_labels: int = 2)
     prediction = square + _norm(arch, arch.hidden)
     if head == "encoder":
         return 0 if modern else square
-    if head == "mlm":
-        return prediction + vocab_size
+    if head in ("mlm", "pairs"):
+        return prediction + vocab_size + (0 if head == "mlm" else (0 if modern else square) + 2 * (arch.hidden + 1))
     if head == "rtd":
         return square + arch.hidden + 1
     outputs = {"choice": 1, "span": 2}.get(head, num_labels)
@@ -115,8 +115,9 @@ def _head_flops(arch: Arch, length: float, vocab_size: int, masked: float, head:
     hidden, modern = arch.hidden, arch.family == "modern"
     if head == "encoder":
         return 0.0 if modern else 2.0 * hidden * hidden / length
-    if head == "mlm":
-        return 2.0 * masked * hidden * (vocab_size + hidden)
+    if head in ("mlm", "pairs"):
+        pair = 2.0 * hidden * (hidden + 2) / length if head == "pairs" else 0.0
+        return 2.0 * masked * hidden * (vocab_size + hidden) + pair
     if head == "rtd":
         return 2.0 * hidden * (hidden + 1)
     outputs = {"choice": 1, "span": 2}.get(head, num_labels)

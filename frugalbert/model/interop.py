@@ -29,7 +29,8 @@ HEADS = {
     "ForTokenClassification": "FrugalForTokenClassification",
     "ForPreTraining": "FrugalForReplacedTokenDetection",
 }
-"""End of a stock class's name -> our class. `ForPreTraining` is ELECTRA's discriminator, and only that."""
+"""End of a stock class's name -> our class. `ForPreTraining` is ELECTRA's discriminator, of BERT the one for PAIRS."""
+PAIRS = "FrugalForPairs"
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu"}
 ACTIVATIONS_READ = {"gelu_new": "gelu_tanh", "swish": "silu"} | {stock: ours for ours, stock in ACTIVATIONS.items()}
 CARRIED = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
@@ -54,6 +55,7 @@ BERT_NAMES = {
     "head.norm": "cls.predictions.transform.LayerNorm",
     "decoder": "cls.predictions.decoder",
     "classifier": "classifier",
+    "pair": "cls.seq_relationship",
 }
 ELECTRA_NAMES = BERT_NAMES | {
     "dense": "discriminator_predictions.dense",
@@ -143,12 +145,13 @@ def to_stock(model: PreTrainedModel) -> PreTrainedModel:
     """A stock copy of one of our models, head included; equal outputs. Raises ValueError with the reason why not."""
     arch = model.config.to_arch()
     reason = why_not_stock(arch)
-    head = {ours: stock for stock, ours in HEADS.items()}[type(model).__name__]
+    pairs = type(model).__name__ == PAIRS
+    head = "ForPreTraining" if pairs else {ours: stock for stock, ours in HEADS.items()}[type(model).__name__]
     if reason is None and head == "ForPreTraining" and arch.family == "modern":
-        reason = "there is no stock ModernBERT for replaced-token detection"
+        reason = f"there is no stock ModernBERT for {'sentence pairs' if pairs else 'replaced-token detection'}"
     if reason is not None:
         raise ValueError(f"{arch.to_text()!r} has no stock equivalent: {reason}; keep it as a frugalbert model")
-    kind = "modernbert" if arch.family == "modern" else "electra" if head == "ForPreTraining" else "bert"
+    kind = "modernbert" if arch.family == "modern" else "electra" if head == "ForPreTraining" and not pairs else "bert"
     config = _stock_config(model.config, arch, kind)
     if head == "ForQuestionAnswering":
         config.num_labels = 2  # start and end
@@ -160,7 +163,7 @@ def to_stock(model: PreTrainedModel) -> PreTrainedModel:
     for name, tensor in _padded(model.state_dict(), arch).items():
         target = _stock_name(name, kind, head)
         state[target] = torch.cat((state[target], tensor)) if target in state else tensor
-    if kind == "bert" and head == "ForMaskedLM":
+    if kind == "bert" and head in ("ForMaskedLM", "ForPreTraining"):
         state["cls.predictions.bias"] = state["cls.predictions.decoder.bias"]
     if kind != "modernbert" and not arch.token_types:
         table = "embeddings.token_type_embeddings.weight"
@@ -259,17 +262,18 @@ def from_stock(stock: PreTrainedModel) -> PreTrainedModel:
     padding is on the right). Raises ValueError for any other model."""
     kind, name = stock.config.model_type, type(stock).__name__
     head = name.removeprefix(STOCK[kind][0]) if kind in STOCK else ""
-    if head not in HEADS or (kind == "electra") != (head == "ForPreTraining"):
+    pairs = (kind, head) == ("bert", "ForPreTraining")
+    if head not in HEADS or ((kind == "electra") != (head == "ForPreTraining") and not pairs):
         raise ValueError(
             f"{name} cannot be read; load the checkpoint as Bert…, Roberta… or ModernBert… with one of "
-            f"{', '.join(sorted(set(HEADS) - {'ForPreTraining'}))}, or as ElectraForPreTraining"
+            f"{', '.join(sorted(set(HEADS) - {'ForPreTraining'}))}, or as BertForPreTraining or ElectraForPreTraining"
         )
-    if head == "ForMaskedLM" and not stock.config.tie_word_embeddings:
+    if (head == "ForMaskedLM" or pairs) and not stock.config.tie_word_embeddings:
         raise ValueError("this model's output matrix is not its word embeddings; only tied ones can be read")
     arch, settings = (_read_modern if kind == "modernbert" else _read_bert)(stock.config)
     given = stock.config.to_dict()
     config = FrugalConfig(arch=arch.to_text(), **{key: given[key] for key in CARRIED if key in given} | settings)
-    our_class = getattr(modeling, HEADS[head])
+    our_class = getattr(modeling, PAIRS if pairs else HEADS[head])
     without_pooler = kind != "modernbert" and head == "Model" and stock.pooler is None
     ours = our_class(config, add_pooling_layer=False) if without_pooler else our_class(config)
     ours.to(stock.dtype)

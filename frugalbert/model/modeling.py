@@ -9,6 +9,7 @@ Shapes: B batch, T tokens, D channels of the residual stream, V vocabulary, P ma
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .attention import Attend, Mask, Output, additive, never_empty, pattern_pairs, rotary_tables, visible_pairs
 from .configuration import FrugalConfig
@@ -128,24 +129,44 @@ class FrugalModel(FrugalPreTrainedModel):
 # ---- heads ---------------------------------------------------------------------------------------------------------
 
 
-class FrugalForMaskedLM(FrugalPreTrainedModel):
-    """Predicts masked tokens; output weights are the word embeddings."""
+class _WordPredictor(FrugalPreTrainedModel):
+    """What the two masked-LM heads share: the encoder and the scores of words, whose weights are the embeddings."""
 
     _tied_weights_keys = {"decoder.weight": "model.embeddings.word.weight"}
 
-    def __init__(self, config: FrugalConfig) -> None:
+    def __init__(self, config: FrugalConfig, pooled: bool) -> None:
         super().__init__(config)
         arch = config.to_arch()
-        self.model = FrugalModel(config, add_pooling_layer=False)
+        self.model = FrugalModel(config, add_pooling_layer=pooled)
         self.head = PredictionHead(arch)
         self.decoder = nn.Linear(arch.hidden, config.vocab_size)
-        self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.decoder = new_embeddings
+
+    def predict(
+        self, x_BTD: Tensor, labels: Tensor | None, masked_positions: Tensor | None
+    ) -> tuple[Tensor | None, Tensor]:
+        """Loss, if there are labels, and scores of words, at the masked positions or everywhere."""
+        x = x_BTD if masked_positions is None else x_BTD.flatten(0, 1).index_select(0, masked_positions)
+        x = self.head(x)
+        if labels is None:
+            return None, self.decoder(x)
+        loss, logits = masked_loss(x.flatten(0, -2), self.decoder, labels.flatten())
+        return loss, logits.view(*x.shape[:-1], -1)
+
+
+class FrugalForMaskedLM(_WordPredictor):
+    """Predicts masked tokens; output weights are the word embeddings."""
+
+    _keys_to_ignore_on_load_unexpected = [r"pooler\.", r"^pair\."]
+
+    def __init__(self, config: FrugalConfig) -> None:
+        super().__init__(config, pooled=False)
+        self.post_init()
 
     @can_return_tuple
     def forward(
@@ -162,16 +183,54 @@ class FrugalForMaskedLM(FrugalPreTrainedModel):
         (B, T, V), labels (B, T). Labels -100 do not count; the loss is a mean over the others. With labels, take
         gradients from the loss, not from the logits. `inputs`: the encoder's document_ids, output_hidden_states."""
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, return_dict=True, **inputs)
-        x = outputs.last_hidden_state
-        if masked_positions is not None:
-            x = x.flatten(0, 1).index_select(0, masked_positions)
-        x = self.head(x)
-        if labels is None:
-            loss, logits = None, self.decoder(x)
-        else:
-            loss, logits = masked_loss(x.flatten(0, -2), self.decoder, labels.flatten())
-            logits = logits.view(*x.shape[:-1], -1)
+        loss, logits = self.predict(outputs.last_hidden_state, labels, masked_positions)
         return MaskedLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+@dataclass
+class PairsOutput(ModelOutput):
+    """Losses of masked words and of pairs, their sum, and the scores."""
+
+    loss: Tensor | None = None
+    masked_loss: Tensor | None = None
+    pair_loss: Tensor | None = None
+    logits: Tensor | None = None
+    pair_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class FrugalForPairs(_WordPredictor):
+    """Predicts masked tokens, and of two segments whether the second is random (BERT) or swapped (ALBERT)."""
+
+    def __init__(self, config: FrugalConfig) -> None:
+        super().__init__(config, pooled=True)
+        self.pair = nn.Linear(config.to_arch().hidden, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+        pair_labels: Tensor | None = None,
+        **inputs: Any,
+    ) -> PairsOutput:
+        """As FrugalForMaskedLM; pair_labels (B,), 1 = random or swapped. pair_logits (B, 2) come from the pooler, in
+        `modern` from the first token through the prediction head."""
+        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, return_dict=True, **inputs)
+        x_BTD, pooled_BD = outputs.last_hidden_state, outputs.pooler_output
+        masked, logits = self.predict(x_BTD, labels, masked_positions)
+        pair_logits_B2 = self.pair(self.head(x_BTD[:, 0]) if pooled_BD is None else pooled_BD)
+        pair = None if pair_labels is None else label_loss(pair_logits_B2, pair_labels)
+        losses = [loss for loss in (masked, pair) if loss is not None]
+        return PairsOutput(
+            loss=torch.stack(losses).sum() if losses else None, masked_loss=masked, pair_loss=pair,
+            logits=logits, pair_logits=pair_logits_B2, hidden_states=outputs.hidden_states,
+        )  # fmt: skip
 
 
 class FrugalForReplacedTokenDetection(FrugalPreTrainedModel):
@@ -335,6 +394,7 @@ class FrugalForQuestionAnswering(_Classifier):
 FrugalConfig.register_for_auto_class("AutoConfig")
 FrugalModel.register_for_auto_class("AutoModel")
 FrugalForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
+FrugalForPairs.register_for_auto_class("AutoModelForPreTraining")
 FrugalForReplacedTokenDetection.register_for_auto_class("AutoModelForPreTraining")
 FrugalForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 FrugalForQuestionAnswering.register_for_auto_class("AutoModelForQuestionAnswering")

@@ -42,6 +42,7 @@ AXES: dict[str, tuple[str, ...]] = {
     "head.norm": ("stream",),
     "dense": ("stream", "stream"),
     "decoder": ("all", "stream"),
+    "pair": ("all", "stream"),
     "classifier": ("all", "stream"),
     "fit": ("all", "stream"),
 }

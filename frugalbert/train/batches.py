@@ -1,8 +1,7 @@
 """Training and validation batches: shard sets in, masked micro-batches on the device out.
 
 A batch is a pure function of (shards, seed, positions in the sample sequence, progress): nothing here has a state, so a
-run continues in O(1), with any number of ranks. Row lengths follow each other as phases of the budget with the same
-number of tokens per batch.
+run continues in O(1), with any number of ranks. Row lengths follow each other as phases of the budget (`phases.py`).
 """
 
 from __future__ import annotations
@@ -11,13 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from frugalbert import dist
-from frugalbert.config import Mask, Phase, Training
-from frugalbert.data.masking import IGNORED, Batch, Vocabulary, mlm_batch
+from frugalbert.config import Mask, Training
+from frugalbert.data.masking import IGNORED, Batch, Vocabulary, mlm_batch, with_pairs
 from frugalbert.data.rows import RowOrder, ShardSet, gather_rows, rank_share, to_device
+from frugalbert.train.phases import Span, at, spans
 from frugalbert.train.state import Drawn
 
 # Whatever training masks, so that losses stay comparable. Every slot shows [MASK]: of BERT's 80/10/10 a tenth shows the
@@ -27,26 +28,18 @@ VALIDATION_MASK, VALIDATION_SEED = Mask(rate=(0.15,), style="mask"), 0
 
 @dataclass(frozen=True, eq=False)
 class Micro:
-    """One micro-batch and its shares of the global batch's masked tokens and real tokens (numbers on the device)."""
+    """One micro-batch and its shares of the global batch's masked tokens, real tokens and rows (numbers on the
+    device)."""
 
     batch: Batch
     masked_share: Tensor
     token_share: Tensor
+    row_share: Tensor = torch.ones(())
 
 
 def mask_rate(settings: Mask, progress: float) -> float:
     """From the first rate to the second, linearly over the budget."""
     return settings.rate[0] + (settings.rate[-1] - settings.rate[0]) * progress
-
-
-def phase_length(first: int, phases: Sequence[Phase], progress: float) -> int:
-    """Row length at `progress`: the phases take their shares at the end of the budget, in their order."""
-    length, start = first, 1.0 - sum(phase.share for phase in phases)
-    for phase in phases:
-        if progress >= start - 1e-12:
-            length = phase.length
-        start += phase.share
-    return length
 
 
 class Sampler:
@@ -56,6 +49,7 @@ class Sampler:
         self, section: Training, shards: Path, lengths: Sequence[int], vocabulary: Vocabulary, tokenizer_sha256: str
     ) -> None:
         self.section, self.first, self.vocabulary = section, lengths[0], vocabulary
+        self.spans = spans(section, self.first)
         self.device = vocabulary.special.device
         check = {"verify": dist.is_main(), "tokenizer_sha256": tokenizer_sha256}
         self.sets = {length: ShardSet.open(shards, length, "train", **check) for length in set(lengths)}
@@ -63,28 +57,37 @@ class Sampler:
         self.orders = {length: RowOrder(found.rows, section.seed) for length, found in self.sets.items()}
 
     def batch_size(self, length: int) -> int:
-        """Rows per global batch: the number of tokens of the first length is kept."""
-        return max(dist.world(), self.section.batch_size * self.first // length)
+        """Rows per global batch where rows of this length are first used."""
+        return max(dist.world(), next(span.rows for span in self.spans if span.length == length))
 
     def draw(self, progress: float, samples: dict[str, int], micro_batch: int) -> Drawn:
         """The next global batch; `samples` says how many rows of each length have been used."""
-        length = phase_length(self.first, self.section.phases, progress)
-        size = self.batch_size(length)
+        span = at(self.spans, progress)
+        length, size = span.length, max(dist.world(), span.rows)
         rate = mask_rate(self.section.mask, progress)
         start = samples.get(str(length), 0)
         at_once = max(1, micro_batch * self.first // length)
-        batches = [self._masked(length, at, num, rate) for at, num in my_pieces(start, size, at_once)]
+        batches = [self._masked(span, first, count, rate) for first, count in my_pieces(start, size, at_once)]
         after = {**samples, str(length): start + size}
         epochs = sum(used / self.sets[int(name)].rows for name, used in after.items())
         micros, tokens = shares(batches)
         return Drawn(micros, tokens, after, epochs, {"mask_rate": rate, "length": float(length)})
 
-    def _masked(self, length: int, start: int, count: int, rate: float) -> Batch:
-        order = self.orders[length]
+    def _masked(self, span: Span, start: int, count: int, rate: float) -> Batch:
+        order = self.orders[span.length]
         row_ids, epochs = order.take(start, count), order.epochs(start, count)
-        rows = gather_rows(self.rows[length], row_ids, self.device)
+        rows = gather_rows(self.rows[span.length], row_ids, self.device)
         numbers = [torch.from_numpy(array).to(self.device, non_blocking=True) for array in (row_ids, epochs)]
-        return mlm_batch(rows, *numbers, self.section.mask, rate, self.section.seed, self.vocabulary)
+        batch = mlm_batch(rows, *numbers, span.mask, rate, self.section.seed, self.vocabulary)
+        return labelled(batch, rows, self.sets[span.length], row_ids, self.vocabulary)
+
+
+def labelled(batch: Batch, rows: Tensor, found: ShardSet, row_ids: np.ndarray, vocabulary: Vocabulary) -> Batch:
+    """The batch with segments and labels, if the rows are sentence pairs."""
+    if found.labels is None:
+        return batch
+    labels = torch.from_numpy(found.labels[row_ids]).to(rows.device, non_blocking=True)
+    return with_pairs(batch, rows, labels, vocabulary)
 
 
 def my_pieces(start: int, size: int, at_once: int) -> list[tuple[int, int]]:
@@ -106,12 +109,13 @@ def shares(batches: Sequence[Batch]) -> tuple[list[Micro], Tensor]:
     counts = torch.stack([_counts(batch) for batch in batches]).double()
     totals = dist.sum_over_ranks(counts.sum(0))
     parts = (counts / totals.clamp(min=1)).float()
-    micros = [Micro(batch, part[0], part[1]) for batch, part in zip(batches, parts, strict=True)]
+    micros = [Micro(batch, *part.unbind()) for batch, part in zip(batches, parts, strict=True)]
     return micros, totals[1]
 
 
 def _counts(batch: Batch) -> Tensor:
-    return torch.stack([(batch.labels != IGNORED).sum(), (batch.document_ids > 0).sum()])
+    rows = torch.tensor(len(batch.input_ids), device=batch.input_ids.device)
+    return torch.stack([(batch.labels != IGNORED).sum(), (batch.document_ids > 0).sum(), rows])
 
 
 # ---- validation ------------------------------------------------------------------------------------------------------
@@ -136,9 +140,10 @@ class HeldOut:
             rows = gather_rows(self.set, chosen, self.device)
             numbers = torch.from_numpy(chosen).to(self.device)
             rate = VALIDATION_MASK.rate[0]
-            yield mlm_batch(
+            batch = mlm_batch(
                 rows, numbers, torch.zeros_like(numbers), VALIDATION_MASK, rate, VALIDATION_SEED, self.vocabulary
             )
+            yield labelled(batch, rows, self.set, chosen, self.vocabulary)
 
     def measure(
         self, score: Callable[[Batch], dict[str, tuple[Tensor, Tensor]]], at_once: int, pause: Callable[[], None]

@@ -1,8 +1,9 @@
 """Learning-rate curves: progress in [0, 1] in, the factor on the peak rate out. Pure functions; no torch.
 
-`x` is the share of the budget after warm-up, so every curve works for hours, tokens, steps and epochs alike, in any
-call order, and across restarts. Points and steps in the settings are shares of x too. Sources: 24hBERT (arXiv
-2104.07705) for `linear` and `exp`, ExtremeBERT (arXiv 2211.17201) for the others but `wsd` (arXiv 2405.18392).
+`x` is the share of the budget after warm-up (of all of it with `poly`), so every curve works for hours, tokens, steps
+and epochs alike, in any call order, and across restarts. Points and steps in the settings are shares of x too. Sources:
+24hBERT (arXiv 2104.07705) for `linear` and `exp`, `wsd` arXiv 2405.18392, `poly` NVIDIA's BERT, ExtremeBERT (arXiv
+2211.17201) for the others.
 """
 
 from __future__ import annotations
@@ -113,6 +114,11 @@ def poly_remain_time(power: float = 1.0) -> Curve:
     return lambda x: (1.0 - x) ** power
 
 
+def poly(power: float = 0.5) -> Curve:
+    """(1 - p) to the power of `power`, of the whole budget p: it falls at once where warm-up ends (NVIDIA's BERT)."""
+    return poly_remain_time(power)
+
+
 def eigencurve(steps: float = 10000.0, alpha: float = 2.0, kappa: float = 100.0, minimum: float = 0.0) -> Curve:
     """Fitted to a Hessian with eigenvalues of power law `alpha` and condition number `kappa` (arXiv 2110.14109)."""
     if alpha in (1.0, 3.0) or kappa <= 1.0:
@@ -129,8 +135,10 @@ def eigencurve(steps: float = 10000.0, alpha: float = 2.0, kappa: float = 100.0,
 CURVES: dict[str, Callable[..., Curve]] = {
     function.__name__: function
     for function in (linear, cosine, wsd, constant, exp, inverse_time, piecewise_constant, piecewise_inverse_time,
-                     step_decay, elastic_step, poly_remain_time, eigencurve)
+                     step_decay, elastic_step, poly_remain_time, poly, eigencurve)
 }  # fmt: skip
+UNSCALED = ("poly",)
+"""Curves of the whole budget instead of what warm-up leaves of it."""
 
 
 def _check_pieces(points: Points, **values: Points) -> None:
@@ -194,8 +202,9 @@ def curve(
     return moved
 
 
-def rate(progress: float, warmup: float, shape: Curve, warmup_power: float = 1.0) -> float:
-    """Factor on the peak rate at `progress` of the budget: (p / warmup)^power, then the curve over the rest."""
+def rate(progress: float, warmup: float, shape: Curve, warmup_power: float = 1.0, *, rescaled: bool = True) -> float:
+    """Factor on the peak rate at `progress` of the budget: (p / warmup)^power, then the curve over the rest, or, not
+    `rescaled`, over p itself."""
     if progress < warmup:
         return (progress / warmup) ** warmup_power
-    return max(0.0, shape(min(1.0, (progress - warmup) / (1.0 - warmup))))
+    return max(0.0, shape(min(1.0, (progress - warmup) / (1.0 - warmup) if rescaled else progress)))

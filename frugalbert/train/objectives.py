@@ -21,10 +21,11 @@ from frugalbert.train.batches import Micro
 
 
 def encoder_inputs(batch: Batch, *, isolate: bool) -> dict[str, Tensor]:
-    """What the encoder gets besides token ids: isolated documents, or only padding hidden."""
+    """What the encoder gets besides token ids: isolated documents, or only padding hidden; segments of pairs."""
+    segments = {} if batch.token_type_ids is None else {"token_type_ids": batch.token_type_ids}
     if isolate:
-        return {"position_ids": batch.position_ids, "document_ids": batch.document_ids}
-    return {"attention_mask": batch.document_ids > 0}
+        return {"position_ids": batch.position_ids, "document_ids": batch.document_ids, **segments}
+    return {"attention_mask": batch.document_ids > 0, **segments}
 
 
 # ---- masked language modelling ---------------------------------------------------------------------------------------
@@ -32,33 +33,52 @@ def encoder_inputs(batch: Batch, *, isolate: bool) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class MaskedLM:
-    """The objective for a model that predicts at `masked_positions`; `isolate` hides other documents of a row."""
+    """The objective for a model that predicts at `masked_positions`; `isolate` hides other documents of a row.
+
+    With a `pair_weight` the loss has that much of the sentence pairs' beside it (BERT: 1), for a model that has a head
+    for them and batches that have their labels.
+    """
 
     isolate: bool
+    pair_weight: float = 0.0
 
     def _call(self, model: nn.Module, batch: Batch) -> Any:
+        pairs = {"pair_labels": batch.pair_labels} if self.pair_weight else {}
         return model(
             input_ids=batch.input_ids,
             masked_positions=batch.masked_positions,
             labels=batch.labels,
+            **pairs,
             **encoder_inputs(batch, isolate=self.isolate),
         )
 
     def __call__(self, model: nn.Module, micro: Micro, progress: float) -> dict[str, Tensor]:
-        return {"loss": self.loss(model, micro.batch) * micro.masked_share}
+        if not self.pair_weight:
+            return {"loss": self.loss(model, micro.batch) * micro.masked_share}
+        output = self._call(model, micro.batch)
+        masked, pair = output.masked_loss * micro.masked_share, output.pair_loss * micro.row_share
+        return {"loss": masked + self.pair_weight * pair, "masked_loss": masked, "pair_loss": pair}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy at the masked positions."""
         return self._call(model, batch).loss
 
     def score(self, model: nn.Module, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        """Cross-entropy and accuracy at the masked positions."""
-        output = self._call(model, batch)
-        return masked_scores(output.loss, output.logits, batch)
+        """Cross-entropy and accuracy at the masked positions, and of the pairs."""
+        output, labels = self._call(model, batch), batch.pair_labels
+        if not self.pair_weight or labels is None:
+            return masked_scores(output.loss, output.logits, batch)
+        count = torch.tensor(len(labels), device=labels.device)
+        return {
+            **masked_scores(output.masked_loss, output.logits, batch),
+            "validation_pair_loss": (output.pair_loss * count, count),
+            "validation_pair_accuracy": ((output.pair_logits.argmax(-1) == labels).sum(), count),
+        }
 
     def flops(self, model: Any, length: float, rate: float) -> float:
         """Useful training operations per real token that attends to `length` others, at a masking rate."""
-        return training_flops(model.config.to_arch(), model.config.vocab_size, length, rate)
+        head = "pairs" if self.pair_weight else "mlm"
+        return training_flops(model.config.to_arch(), model.config.vocab_size, length, rate, head)
 
 
 def masked_scores(loss: Tensor, logits_PV: Tensor, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:

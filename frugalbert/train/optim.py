@@ -46,12 +46,13 @@ class OptimizerSettings:
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups `{"params", "names", "weight_decay"}`: matrices with decay, norms and biases (vectors) without.
 
-    Every trainable parameter is in exactly one group; tied weights count once, under their first name.
+    Every trainable parameter is in exactly one group, unless it is marked `apart` (it is moved by other means); tied
+    weights count once, under their first name.
     """
     decayed: dict[str, Any] = {"params": [], "names": [], "weight_decay": weight_decay}
     plain: dict[str, Any] = {"params": [], "names": [], "weight_decay": 0.0}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and not getattr(parameter, "apart", False):
             group = decayed if parameter.ndim >= 2 else plain
             group["params"].append(parameter)
             group["names"].append(name)
@@ -151,6 +152,15 @@ def _users_own(groups: list[dict[str, Any]], settings: OptimizerSettings, folder
     return optimizer
 
 
+def restart_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer count its steps from 0 again, for another bias correction; its moments stay."""
+    for state in optimizer.state.values():
+        if isinstance(state.get("step"), Tensor):
+            state["step"].zero_()
+        elif "step" in state:
+            state["step"] = 0
+
+
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Learning rate of every group = its peak times `factor`."""
     for group in optimizer.param_groups:
@@ -182,8 +192,10 @@ def _lamb(
     minimum_ratio: float = 0.01,
     maximum_ratio: float = 0.3,
     bias_correction: bool = True,
+    trust_undecayed: bool = True,
 ) -> torch.optim.Optimizer:
-    return Lamb(groups, settings, (minimum_ratio, maximum_ratio), bias_correction)
+    ratio = (minimum_ratio, maximum_ratio or math.inf)  # the paper's and NVIDIA's ratio has no bounds: 0 and 0
+    return Lamb(groups, settings, ratio, bias_correction, trust_undecayed)
 
 
 def _bertadam(groups: Groups, settings: OptimizerSettings) -> torch.optim.Optimizer:
@@ -210,12 +222,15 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 class Lamb(torch.optim.Optimizer):
-    """u = m / (sqrt(v) + eps) + decay w;  w -= lr clamp(|w| / |u|) u, per parameter tensor (ratio 1 where one is 0)."""
+    """u = m / (sqrt(v) + eps) + decay w;  w -= lr clamp(|w| / |u|) u, per parameter tensor; the ratio is 1 where one is
+    0 and, without `undecayed`, in groups that have no weight decay."""
 
     def __init__(
-        self, groups: Iterable[Any], settings: OptimizerSettings, ratio: tuple[float, float], bias_correction: bool
-    ) -> None:
+        self, groups: Iterable[Any], settings: OptimizerSettings, ratio: tuple[float, float], bias_correction: bool,
+        undecayed: bool = True,
+    ) -> None:  # fmt: skip
         self.settings, self.ratio, self.bias_correction = settings, ratio, bias_correction
+        self.undecayed = undecayed
         super().__init__(groups, {"lr": settings.learning_rate, "weight_decay": settings.weight_decay})
 
     @torch.no_grad()
@@ -241,8 +256,9 @@ class Lamb(torch.optim.Optimizer):
             torch._foreach_add_(below, self.settings.epsilon)
             update = torch._foreach_div(torch._foreach_div(first, bias1), below)
             torch._foreach_add_(update, weights, alpha=group["weight_decay"])
+            trusted = self.undecayed or group["weight_decay"] > 0.0
             for weight, change in zip(weights, update, strict=True):
-                weight.sub_(change * (group["lr"] * self._trust(weight, change)))
+                weight.sub_(change * (group["lr"] * (self._trust(weight, change) if trusted else 1.0)))
 
     def _trust(self, weight: Tensor, update: Tensor) -> Tensor:
         size, change = dist.full(weight.norm()), dist.full(update.norm())

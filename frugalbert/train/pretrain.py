@@ -25,10 +25,11 @@ from frugalbert.data.rows import read_index
 from frugalbert.model.arch import Arch
 from frugalbert.run import flatten, say, write_atomic
 from frugalbert.train.batches import HeldOut, Sampler, mask_rate
-from frugalbert.train.curves import curve, rate
+from frugalbert.train.curves import UNSCALED, curve, rate
 from frugalbert.train.loop import train
 from frugalbert.train.objectives import Electra, MaskedLM, ReplacedTokens, generator_arch
 from frugalbert.train.optim import OptimizerSettings, check_optimizer, make_optimizer, parameter_table
+from frugalbert.train.phases import at, spans
 from frugalbert.train.state import Drawn, Recipe, Run, write_weights
 from frugalbert.train.student import Distilled, Student, terms
 from frugalbert.train.summary import announce, attended, summarise
@@ -51,6 +52,7 @@ def build(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Machin
     """
     section = resolved(section, inputs)
     arch = Arch.load(section.arch, inputs["yaml"])  # a mistake in it shows at once
+    pairs = section.pair_weight > 0.0 and read_index(inputs["shards"]).get("pairs", "none") != "none"
 
     def make(longest: int, vocabulary: Vocabulary) -> Method:
         lengths = row_lengths(section, inputs["shards"])
@@ -58,7 +60,7 @@ def build(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Machin
         if section.start == FROM_TEACHER and teacher is not None:
             model = slice_of_teacher(section, arch, teacher, inputs["shards"], vocabulary)
         else:
-            model = make_model(section, inputs["yaml"], longest, vocabulary)
+            model = make_model(section, inputs["yaml"], longest, vocabulary, pairs=pairs)
         if section.distill and teacher is not None:
             student = Student(model, teacher, section.distill)
             who = teacher.arch or "another tokenizer, compared word by word"
@@ -70,7 +72,7 @@ def build(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Machin
             return Method(
                 both, model, ReplacedTokens(section.isolate_documents, section.replaced.weight), "discriminator."
             )
-        return Method(model, model, MaskedLM(section.isolate_documents))
+        return Method(model, model, MaskedLM(section.isolate_documents, section.pair_weight if pairs else 0.0))
 
     return run_training(section, inputs, out, machine, make)
 
@@ -213,9 +215,16 @@ def curve_scale(section: Training) -> tuple[float | None, float]:
 def make_recipe(section: Training, folder: Path) -> Recipe:
     shape = curve(section.curve, section.curve_options, folder, curve_scale(section))
     power = 2.0 if section.curve == "exp" else 1.0  # 24hBERT's exponential schedule warms up quadratically
+    parts = spans(section, 1)  # schedules know no lengths
+
+    def factor(progress: float) -> float:
+        part, rescaled = at(parts, progress), section.curve not in UNSCALED
+        return part.peak * rate(part.within(progress), part.warmup, shape, power, rescaled=rescaled)
+
     return Recipe(
         budget=section.budget,
-        rate=lambda progress: rate(progress, section.warmup, shape, power),
+        rate=factor,
+        schedule=lambda progress: at(parts, progress).schedule,
         seed=section.seed,
         stop_at=section.stop_at,
         clip_norm=section.clip_norm,
@@ -226,11 +235,14 @@ def make_recipe(section: Training, folder: Path) -> Recipe:
     )
 
 
-def make_model(section: Pretrain, folder: Path, longest: int, vocabulary: Vocabulary) -> Any:
-    """The model to train, from `seed` or from the weights of `start`. Raises ValueError if they do not fit."""
+def make_model(section: Pretrain, folder: Path, longest: int, vocabulary: Vocabulary, *, pairs: bool = False) -> Any:
+    """The model to train, from `seed` or from the weights of `start`, with a head for sentence `pairs` if they are to
+    be learnt. Raises ValueError if they do not fit."""
     arch = Arch.load(section.arch, folder)
-    model = first_weights(section, arch, folder, vocabulary)
+    model = first_weights(section, arch, folder, vocabulary, pairs=pairs)
     known = model.config.to_arch()
+    if pairs and known.token_types == 1:
+        raise ValueError("pretrain.arch knows one kind of segment; sentence pairs (shards.pairs) need token_types=2")
     if "arch" in section.model_fields_set and known != arch:
         raise ValueError(f"pretrain.start {section.start} is {known}, not {section.arch}; remove pretrain.arch")
     if known.max_length < longest:
@@ -238,17 +250,19 @@ def make_model(section: Pretrain, folder: Path, longest: int, vocabulary: Vocabu
     return model
 
 
-def first_weights(section: Pretrain | Supernet, arch: Arch, folder: Path, vocabulary: Vocabulary) -> Any:
+def first_weights(
+    section: Pretrain | Supernet, arch: Arch, folder: Path, vocabulary: Vocabulary, *, pairs: bool = False
+) -> Any:
     """A model of `arch` with random weights of `section.seed`, or that of `section.start`, whatever its Arch.
 
     Raises ValueError if there is none or it has another vocabulary.
     """
     from frugalbert.model.configuration import FrugalConfig
-    from frugalbert.model.modeling import FrugalForMaskedLM, FrugalForReplacedTokenDetection
+    from frugalbert.model.modeling import FrugalForMaskedLM, FrugalForPairs, FrugalForReplacedTokenDetection
 
     torch.manual_seed(section.seed)
     detects = isinstance(section, Pretrain) and section.objective == "rtd"
-    kind = FrugalForReplacedTokenDetection if detects else FrugalForMaskedLM
+    kind = FrugalForReplacedTokenDetection if detects else FrugalForPairs if pairs else FrugalForMaskedLM
     if section.start is None:
         return kind(FrugalConfig.from_arch(arch, vocabulary.size, vocabulary.pad, section.dropout)).train()
     return load_model(section.start, "pretrain.start", folder, kind, vocabulary, section.dropout).train()

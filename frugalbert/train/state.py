@@ -31,6 +31,7 @@ class Recipe:
 
     budget: Budget
     rate: Callable[[float], float]
+    schedule: Callable[[float], int] = lambda progress: 0  # another number: rates begin anew, and the optimizer's steps
     seed: int = 0
     stop_at: float = 1.0
     clip_norm: float = 0.0
@@ -64,6 +65,7 @@ class State:
     window: dict[str, float] = field(default_factory=dict)  # sums since the latest line of metrics.jsonl
     line: int = -1  # which share of the budget that line stands for
     usual_loss: float | None = None
+    schedule: int = 0  # of the latest step
     skipped: int = 0  # steps in a row
     restores: int = 0
     low_scale: int = 0  # steps in a row at loss scale 1

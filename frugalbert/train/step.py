@@ -18,7 +18,7 @@ from torch import Tensor
 
 from frugalbert import dist
 from frugalbert.run import say
-from frugalbert.train.optim import set_rates
+from frugalbert.train.optim import restart_steps, set_rates
 from frugalbert.train.state import Drawn, Run, load, resume, write_line
 
 SKIPS_BEFORE_RESTORE, RESTORES, SKIPS_BEFORE_END = 10, 3, 1000
@@ -93,11 +93,17 @@ def _read(run: Run, drawn: Drawn, totals: dict[str, Tensor]) -> tuple[dict[str, 
 
 
 def _gradient_list(run: Run) -> list[Tensor]:
-    return [parameter.grad for parameter in run.model.parameters() if parameter.grad is not None]
+    """Of the weights; what is `apart` (logits of masks) has a clip of its own."""
+    weights = (parameter for parameter in run.model.parameters() if not getattr(parameter, "apart", False))
+    return [parameter.grad for parameter in weights if parameter.grad is not None]
 
 
 def _apply(run: Run, drawn: Drawn, norm: float, tokens: int) -> bool:
     """Clip, move the weights, count; False if memory was full, and the run is back at its checkpoint."""
+    schedule = run.recipe.schedule(run.state.progress)
+    if schedule != run.state.schedule:
+        restart_steps(run.optimizer)
+        run.state.schedule = schedule
     set_rates(run.optimizer, run.recipe.rate(run.state.progress))
     if 0.0 < run.recipe.clip_norm < norm:
         torch._foreach_mul_(_gradient_list(run), run.recipe.clip_norm / norm)

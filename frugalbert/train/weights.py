@@ -47,7 +47,9 @@ def load_model(
         )
     settings = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     ours = config.get("model_type") == "frugalbert"
-    stock_kind = AutoModelForPreTraining if config.get("model_type") == "electra" else AutoModelForMaskedLM
+    whose = (config.get("model_type"), kind.__name__)
+    pretrained = whose[0] == "electra" or whose == ("bert", "FrugalForPairs")  # BERT's own has a head for pairs, too
+    stock_kind = AutoModelForPreTraining if pretrained else AutoModelForMaskedLM
     try:
         found, report = (kind if ours else stock_kind).from_pretrained(
             place, output_loading_info=True, **(settings if ours else {"trust_remote_code": False})

@@ -14,6 +14,7 @@ VOCABULARY = 61
 CLASSES = {
     "encoder": modeling.FrugalModel,
     "mlm": modeling.FrugalForMaskedLM,
+    "pairs": modeling.FrugalForPairs,
     "rtd": modeling.FrugalForReplacedTokenDetection,
     "sequence": modeling.FrugalForSequenceClassification,
     "choice": modeling.FrugalForMultipleChoice,

@@ -42,8 +42,9 @@ def test_parameters_are_the_models(arch: Arch, head: str, labels: int):
 
 def labels_for(head: str, batch: int, length: int, masked: int) -> dict[str, torch.Tensor]:
     """Labels of the right shapes; their values do not matter on the meta device."""
-    if head == "mlm":
-        return {"masked_positions": torch.zeros(masked).long(), "labels": torch.zeros(masked).long()}
+    if head in ("mlm", "pairs"):
+        pairs = {"pair_labels": torch.zeros(batch).long()} if head == "pairs" else {}
+        return {"masked_positions": torch.zeros(masked).long(), "labels": torch.zeros(masked).long(), **pairs}
     if head == "span":
         return {name: torch.zeros(batch).long() for name in ("start_positions", "end_positions")}
     shape = {"rtd": (batch, length), "token": (batch, length), "sequence": (batch,), "choice": (1,)}
@@ -64,8 +65,8 @@ def test_operations_are_the_models(arch: Arch, head: str, batch: int, length: in
     tokens = batch * length
     expected = cost.forward_flops(arch, length, vocab_size=VOCABULARY, masked=masked / tokens, head=head, num_labels=3)
     assert forward.get_total_flops() == pytest.approx(expected * tokens)
-    if head == "mlm":
-        training = cost.training_flops(arch, VOCABULARY, length, masked / tokens)
+    if head in ("mlm", "pairs"):
+        training = cost.training_flops(arch, VOCABULARY, length, masked / tokens, head)
         assert forward.get_total_flops() + backward.get_total_flops() == pytest.approx(training * tokens)
 
 

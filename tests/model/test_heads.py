@@ -12,7 +12,7 @@ from frugalbert.model.arch import Arch
 from frugalbert.model.attention import _Rotation, attend, rotary_tables
 from frugalbert.model.configuration import FrugalConfig
 from frugalbert.model.losses import IGNORED, _FusedCrossEntropy, masked_loss
-from frugalbert.model.modeling import FrugalForMaskedLM, FrugalModel
+from frugalbert.model.modeling import FrugalForMaskedLM, FrugalForSequenceClassification, FrugalModel
 from tests.model.archs import VOCABULARY, build, tokens
 
 LINES = ["bert 2x16 heads=2 ffn=24", "bert-preln 2x16 heads=2 ffn=24", "modern 2x16 heads=2 ffn=24"]
@@ -175,3 +175,24 @@ def test_the_vocabulary_can_grow():
     assert model.config.vocab_size == VOCABULARY + 3
     assert model.decoder.weight is model.model.embeddings.word.weight
     assert model(tokens(1, 4)).logits.shape == (1, 4, VOCABULARY + 3)
+
+
+@EACH
+def test_pairs_are_judged_by_the_pooler_or_the_first_token(line: str, tmp_path):
+    """Words as by the masked-LM head; losses add up; a classifier, a masked LM and the encoder find their weights."""
+    model, ids = build(line + " token_types=2", "pairs"), tokens(4, 6)
+    types, labels, pairs = (ids > 30).long(), tokens(4, 6, seed=1), torch.tensor([0, 1, 1, 0])
+    with torch.no_grad():
+        found = model(ids, token_type_ids=types, labels=labels, pair_labels=pairs)
+        hidden = model.model(ids, token_type_ids=types)
+    first = model.head(hidden.last_hidden_state[:, 0]) if hidden.pooler_output is None else hidden.pooler_output
+    assert torch.allclose(found.pair_logits, model.pair(first))
+    assert torch.allclose(found.pair_loss, functional.cross_entropy(found.pair_logits, pairs))
+    assert torch.allclose(found.loss, found.masked_loss + found.pair_loss)
+    model.save_pretrained(tmp_path)
+    masked, report = FrugalForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    assert torch.allclose(masked(ids, token_type_ids=types, labels=labels).loss, found.masked_loss)
+    tuned = FrugalForSequenceClassification.from_pretrained(tmp_path).model
+    for name, weight in model.model.state_dict().items():
+        assert torch.equal(tuned.state_dict()[name], weight), name

@@ -155,6 +155,25 @@ def test_losses_are_hugging_faces(head: str):
         assert torch.allclose(model(**inputs, **labels).loss, stock(**inputs, **labels).loss, atol=1e-6)
 
 
+def test_pairs_are_berts_own_pre_training(tmp_path):
+    """BertForPreTraining with its next-sentence head: read, written, and its losses."""
+    stock = randomise(transformers.BertForPreTraining(STOCK["Bert"]))
+    ours, inputs = from_stock(stock), batch("ForMaskedLM", 3, STOCK["Bert"].pad_token_id)
+    assert type(ours).__name__ == "FrugalForPairs"
+    to_stock(ours).save_pretrained(tmp_path)
+    again = transformers.BertForPreTraining.from_pretrained(tmp_path)
+    words, pairs = tokens(3, 13, seed=2).masked_fill(tokens(3, 13, seed=3) < 20, -100), torch.tensor([1, 0, 1])
+    with torch.no_grad():
+        mine = ours(**inputs, labels=words, pair_labels=pairs)
+        for theirs in (stock, again):
+            expected = theirs(**inputs, labels=words, next_sentence_label=pairs)
+            assert torch.allclose(mine.logits, expected.prediction_logits, atol=1e-5)
+            assert torch.allclose(mine.pair_logits, expected.seq_relationship_logits, atol=1e-5)
+            assert torch.allclose(mine.loss, expected.loss, atol=1e-5)
+    with pytest.raises(ValueError, match="no stock ModernBERT for sentence pairs"):
+        to_stock(build(LINES[3], "pairs"))
+
+
 def test_the_pooler_goes_along_or_stays_away():
     model = build(LINES[0])
     bare = type(model)(model.config, add_pooling_layer=False).eval()

@@ -37,6 +37,7 @@ AUTO = {
     "encoder": "AutoModel",
     "mlm": "AutoModelForMaskedLM",
     "rtd": "AutoModelForPreTraining",
+    "pairs": "AutoModelForPreTraining",
     "sequence": "AutoModelForSequenceClassification",
     "choice": "AutoModelForMultipleChoice",
     "token": "AutoModelForTokenClassification",

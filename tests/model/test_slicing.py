@@ -23,6 +23,7 @@ BIG = {
 }
 HEADS = {
     "mlm": modeling.FrugalForMaskedLM,
+    "pairs": modeling.FrugalForPairs,
     "rtd": modeling.FrugalForReplacedTokenDetection,
     "sequence": modeling.FrugalForSequenceClassification,
     "token": modeling.FrugalForTokenClassification,
