@@ -8,6 +8,7 @@ Shapes: B batch, T tokens, H heads, K head_dim, D channels of the layer.
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -80,6 +81,35 @@ def additive(allowed: Tensor, like: Tensor) -> Tensor:
     return torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill(
         ~allowed, torch.finfo(like.dtype).min / 2
     )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch's tokens and who belongs together, (B, T) each, as `FrugalModel.forward` takes them."""
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    position_ids: Tensor | None
+    document_ids: Tensor | None
+
+    def visible(self) -> Tensor | None:
+        return visible_pairs(self.attention_mask, self.document_ids)
+
+
+def additive_mask(pattern: str, rows: Rows, x_BTD: Tensor, sep_token_id: int | None) -> Tensor | None:
+    """Of all pairs, (B or 1, H or 1, T, T) or (B, 1, 1, T), for scores in the dtype of x; None = all see all."""
+    visible = rows.visible()
+    if pattern == "dense":
+        return None if visible is None else additive(visible, x_BTD)
+    sep = None
+    if any(head.by_content for head in parse(pattern)):
+        if sep_token_id is None:
+            raise ValueError(
+                "an attention pattern names sep, but the model's configuration has no sep_token_id; add it"
+            )
+        sep = rows.input_ids == sep_token_id
+    allowed = pattern_pairs(pattern, x_BTD.shape[1], x_BTD.device, rows.position_ids, sep)
+    return additive(never_empty(allowed if visible is None else allowed & visible), x_BTD)
 
 
 def rotary_tables(position_ids: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

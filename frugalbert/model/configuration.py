@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from .arch import Arch
+from .backends import BACKENDS
 
 AUTO_CLASSES = {
     "AutoConfig": "configuration.FrugalConfig",
@@ -30,6 +31,8 @@ class FrugalConfig(PreTrainedConfig):
     arch: str = "small-modern"
     vocab_size: int = 30522
     pad_token_id: int | None = 0
+    sep_token_id: int | None = None
+    """For attention patterns with `sep` among the tokens that all see."""
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
     classifier_dropout: float | int | None = None
@@ -40,6 +43,9 @@ class FrugalConfig(PreTrainedConfig):
     zero_init_outputs: bool | None = None
     """Start with attention and feed-forward outputs at zero, so that every layer begins as the identity; None = in
     family `modern` only (modded-nanogpt; helps pre-norm encoders on small budgets)."""
+    attention_backend: str = "auto"
+    """How layers with an attention pattern compute it: `auto` (what pays), `sdpa` (all pairs, masked), `gather` or
+    `flex` (only what the pattern needs), as `backends.py` describes them."""
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -55,6 +61,8 @@ class FrugalConfig(PreTrainedConfig):
             self.zero_init_outputs = arch.family == "modern"
         if self.classifier_pooling not in ("cls", "mean"):
             raise ValueError(f"classifier_pooling must be cls or mean, not {self.classifier_pooling!r}")
+        if self.attention_backend not in BACKENDS:
+            raise ValueError(f"attention_backend must be one of {', '.join(BACKENDS)}, not {self.attention_backend!r}")
         for name in DERIVED:
             kwargs.pop(name, None)
         kwargs.setdefault("auto_map", dict(AUTO_CLASSES))

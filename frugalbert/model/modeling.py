@@ -26,11 +26,11 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
-from .attention import Attend, Mask, Output, additive, never_empty, pattern_pairs, rotary_tables, visible_pairs
+from .attention import Attend, Mask, Output, Rows, additive_mask, rotary_tables
 from .configuration import FrugalConfig
 from .layers import ACTIVATIONS, Embeddings, FrugalLayer, PredictionHead, linear_of, norm_of
 from .losses import binary_loss, label_loss, masked_loss, sequence_loss, span_loss
-from .patterns import parse
+from .sparse import skipping
 
 
 class FrugalPreTrainedModel(PreTrainedModel):
@@ -89,16 +89,15 @@ class FrugalModel(FrugalPreTrainedModel):
             # One dtype along the whole stream: mixed additions cost more than the matrix products of a small layer.
             x_BTD = x_BTD.to(torch.get_autocast_dtype(device))
         places = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None] if position_ids is None else position_ids
-        visible = visible_pairs(attention_mask, document_ids)
-        masks: dict[str, Mask] = {}
+        rows = Rows(input_ids, attention_mask, position_ids, document_ids)
+        visible = None if gates is None else rows.visible()
+        masks = self._masks(rows, x_BTD) if gates is None else {}
         rotaries: dict[tuple[int, float] | None, tuple[Tensor, Tensor] | None] = {None: None}
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states: tuple[Tensor, ...] = ()
         for index, layer in enumerate(self.layers):
             if keep:
                 states += (x_BTD,)
-            if gates is None and layer.pattern not in masks:
-                masks[layer.pattern] = self._mask(layer.pattern, input_ids, position_ids, visible, x_BTD)
             if layer.rotary not in rotaries:
                 places = (
                     torch.arange(x_BTD.shape[1], device=x_BTD.device)[None] if position_ids is None else position_ids
@@ -114,16 +113,14 @@ class FrugalModel(FrugalPreTrainedModel):
             hidden_states=(*states, x_BTD) if keep else None,
         )
 
-    def _mask(
-        self, pattern: str, input_ids: Tensor, position_ids: Tensor | None, visible: Tensor | None, x_BTD: Tensor
-    ) -> Mask:
-        """What the layers of one pattern are given."""
-        if pattern == "dense":
-            return None if visible is None else additive(visible, x_BTD)
-        by_content = any(head.by_content for head in parse(pattern))
-        sep = input_ids == self.config.sep_token_id if by_content else None
-        allowed = pattern_pairs(pattern, x_BTD.shape[1], x_BTD.device, position_ids, sep)
-        return additive(never_empty(allowed if visible is None else allowed & visible), x_BTD)
+    def _masks(self, rows: Rows, x_BTD: Tensor) -> dict[str, Mask]:
+        """What the layers of each pattern are given: what skips forbidden pairs where that pays, else a mask."""
+        config, masks = self.config, dict[str, Mask]()
+        dropout = self.training and config.attention_probs_dropout_prob > 0.0
+        for pattern in dict.fromkeys(layer.pattern for layer in self.layers):
+            found = skipping(pattern, rows, x_BTD, config.attention_backend, dropout=dropout)
+            masks[pattern] = additive_mask(pattern, rows, x_BTD, config.sep_token_id) if found is None else found
+        return masks
 
 
 # ---- heads ---------------------------------------------------------------------------------------------------------

@@ -83,6 +83,15 @@ class Pattern:
         return self.kind in ("block", "block-toeplitz")
 
     @property
+    def sees_itself(self) -> bool:
+        """Whether every query may see its own key, at any length."""
+        if self.kind in ("explicit", "block"):
+            return bool(bits(self.parts[-1], self.parts[-2]).diagonal().all())
+        if self.kind in ("toeplitz", "signed", "block-toeplitz"):
+            return bool(_in_runs(0, self.parts[-1]))
+        return self.kind not in ("nodiag", "random")
+
+    @property
     def by_content(self) -> bool:
         """Whether it depends on where [SEP] stands."""
         return -1 in (*self.rows, *self.columns)

@@ -1,0 +1,187 @@
+"""Attention that skips what its pattern forbids: a pattern and a batch's padding in, an `Attend` for the layers out.
+
+`gather` copies for each tile of queries the key blocks that it needs to one place and works on those with ordinary
+products (BigBird's implementation, arXiv 2007.14062, appendix D, for any pattern). Padding and documents are compared
+within the tiles; nothing of the size of all pairs is made.
+
+Shapes: B batch, T tokens, H heads, K head_dim; P patterns (1 or H), R tiles of a group, t queries of a tile, b keys of
+a block, N blocks of a tile, C = N b keys of a tile.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .attention import Attend, Rows
+from .backends import choose
+from .patterns import parse
+from .tiles import best, groups
+
+PIECE = 1 << 20
+"""Scores in memory at once without gradients: small enough for the second cache and for malloc to keep the memory."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A group of tiles as tensors. `order` is None if the tiles are all there are, in their order."""
+
+    order: Tensor | None
+    keys_RN: Tensor
+    """Numbers of key blocks among those of all patterns."""
+    query_places_Rt: Tensor
+    key_places_RC: Tensor
+    """Places in the row; -1 for what is not there."""
+    allowed_RtC: Tensor
+    """What the pattern allows; a query without any key sees itself."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All groups of a pattern at a length. `back` puts their tiles, one group after the other, in order again."""
+
+    tile: int
+    block: int
+    patterns: int
+    groups: tuple[Tiles, ...]
+    back: Tensor | None
+
+
+@functools.lru_cache(maxsize=16)
+def layout(pattern: str, length: int, shape: tuple[int, int], device: torch.device) -> Layout:
+    """The tensors of `tiles.groups` for tiles of `shape` = (queries, keys of a block)."""
+    tile, block = shape
+    heads, parts = parse(pattern), groups(pattern, length, tile, block)
+    rows, columns = -(-length // tile), -(-length // block)
+    found: list[Tiles] = []
+    for part in parts:
+        head, row = part.tiles // rows, part.tiles % rows
+        queries = row[:, None] * tile + np.arange(tile)
+        keys = (part.keys[:, :, None] * block + np.arange(block)).reshape(len(row), -1)
+        keys[np.repeat(part.keys < 0, block, axis=1) | (keys >= length)] = -1
+        allowed = np.stack(
+            [
+                heads[number].allowed(np.minimum(query[:, None], length - 1), np.maximum(key, 0)[None]) & (key >= 0)
+                for number, query, key in zip(head, queries, keys, strict=True)
+            ]
+        )
+        allowed |= (queries[:, :, None] == keys[:, None]) & ~allowed.any(-1, keepdims=True)
+        numbers = np.maximum(part.keys, 0) + head[:, None] * columns
+        whole = len(part.tiles) == len(heads) * rows
+        tensors = (numbers, queries, keys, allowed)
+        found.append(
+            Tiles(
+                None if whole else torch.from_numpy(part.tiles).to(device),
+                *(torch.from_numpy(x).to(device) for x in tensors),
+            )
+        )
+    order = np.argsort(np.concatenate([part.tiles for part in parts]))
+    return Layout(
+        tile, block, len(heads), tuple(found), None if len(parts) == 1 else torch.from_numpy(order).to(device)
+    )
+
+
+def _blocks(x_BHTK: Tensor, patterns: int, size: int) -> Tensor:
+    """(B, H / P, P * blocks, size, K), zeros where the tokens end."""
+    batch, heads, length, channels = x_BHTK.shape
+    missing = -length % size
+    if missing:
+        x_BHTK = functional.pad(x_BHTK, (0, 0, 0, missing))
+    return x_BHTK.reshape(batch, heads // patterns, -1, size, channels)
+
+
+@dataclass(frozen=True)
+class Gather:
+    """An `Attend`: the layout and what is added to the scores of each group, (B or 1, 1, R, t, C)."""
+
+    layout: Layout
+    masks: tuple[Tensor, ...]
+
+    def __call__(self, query_BHTK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, dropout: float) -> Tensor:
+        layout, length = self.layout, query_BHTK.shape[2]
+        query = _blocks(query_BHTK * query_BHTK.shape[-1] ** -0.5, layout.patterns, layout.tile)
+        key, value = (_blocks(x, layout.patterns, layout.block) for x in (key_BHTK, value_BHTK))
+        mixed: list[Tensor] = []
+        for tiles, mask in zip(layout.groups, self.masks, strict=True):
+            count = len(tiles.keys_RN)
+            step = count
+            if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                each = query.shape[0] * query.shape[1] * mask.shape[-1] * layout.tile
+                step = max(1, PIECE // each)
+            for start in range(0, count, step):
+                some = slice(start, start + step)
+                chosen = query[:, :, some] if tiles.order is None else query.index_select(2, tiles.order[some])
+                mixed.append(_mix(chosen, key, value, tiles.keys_RN[some], mask[:, :, some], dropout))
+        out = torch.cat(mixed, 2) if len(mixed) > 1 else mixed[0]
+        if layout.back is not None:
+            out = out.index_select(2, layout.back)
+        return out.reshape(*query_BHTK.shape[:2], -1, query_BHTK.shape[-1])[:, :, :length]
+
+
+def _mix(query: Tensor, key: Tensor, value: Tensor, keys_RN: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    """Softmax(q k + mask) v of some tiles. In tiles of this size plain products are faster than the fused function."""
+    place = (*query.shape[:3], -1, query.shape[-1])
+    numbers = keys_RN.flatten()
+    scores = torch.matmul(query, key.index_select(2, numbers).view(place).transpose(-1, -2))
+    weights = torch.softmax(scores + mask, -1)
+    weights = functional.dropout(weights, dropout, training=dropout > 0.0)
+    return torch.matmul(weights, value.index_select(2, numbers).view(place))
+
+
+def skipping(pattern: str, rows: Rows, x_BTD: Tensor, wanted: str, *, dropout: bool) -> Attend | None:
+    """How layers of this pattern skip what it forbids, or None where masking all pairs is as good.
+
+    `wanted` is the configuration's attention_backend. A whole model that is exported or compiled masks all pairs;
+    compiled layers take what they are given. Raises ValueError for inputs longer than the pattern is defined for.
+    """
+    if torch.compiler.is_exporting() or torch.compiler.is_compiling() or x_BTD.device.type == "meta":
+        return None
+    backend, _ = choose(
+        pattern,
+        x_BTD.shape[1],
+        x_BTD.device.type,
+        training=not torch.is_inference_mode_enabled(),
+        packed=rows.position_ids is not None,
+        dropout=dropout,
+        wanted=wanted,
+    )
+    return None if backend == "sdpa" else gather(pattern, x_BTD, rows.attention_mask, rows.document_ids)
+
+
+def gather(pattern: str, like_BTD: Tensor, attention_mask_BT: Tensor | None, document_ids_BT: Tensor | None) -> Gather:
+    """For one forward pass over rows of the length of `like`, scores in its dtype. Both masks as `visible_pairs` takes
+    them; the pattern counts positions from the start of the row."""
+    length = like_BTD.shape[1]
+    made = layout(pattern, length, best(pattern, length), like_BTD.device)
+    if attention_mask_BT is None and document_ids_BT is None:
+        return Gather(made, _static(pattern, length, like_BTD.device, like_BTD.dtype))
+    masks = (_visible(tiles, attention_mask_BT, document_ids_BT) for tiles in made.groups)
+    return Gather(made, tuple(_added(mask, like_BTD.dtype) for mask in masks))
+
+
+def _added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return zeros.masked_fill_(~allowed, torch.finfo(dtype).min / 2)
+
+
+@functools.lru_cache(maxsize=16)
+def _static(pattern: str, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    made = layout(pattern, length, best(pattern, length), device)
+    return tuple(_added(tiles.allowed_RtC[None, None], dtype) for tiles in made.groups)
+
+
+def _visible(tiles: Tiles, attention_mask_BT: Tensor | None, document_ids_BT: Tensor | None) -> Tensor:
+    """(B, 1, R, t, C) bool: the pattern within real tokens of the same document, and no query without a key."""
+    query, key = tiles.query_places_Rt, tiles.key_places_RC
+    found = tiles.allowed_RtC[None]
+    if attention_mask_BT is not None:
+        found = found & attention_mask_BT.bool()[:, key.clamp(min=0)][:, :, None]
+    if document_ids_BT is not None:
+        last = document_ids_BT.shape[1] - 1
+        mine = document_ids_BT[:, query.clamp(max=last)]
+        found = found & (mine[..., None] == document_ids_BT[:, key.clamp(min=0)][:, :, None])
+    here = query[:, :, None] == key[:, None]
+    return (found | (here & ~found.any(-1, keepdim=True)))[:, None]
