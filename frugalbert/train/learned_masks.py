@@ -108,7 +108,7 @@ def relax(logits: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
     """Masks of 0 and 1 with the gradient of sigmoid((alpha + noise) / temperature): P(1) = sigmoid(alpha)."""
     shifted = logits if noise is None else logits + noise
     soft = torch.sigmoid(shifted / temperature)
-    return (shifted > 0.0).to(soft.dtype) + soft - soft.detach()
+    return (shifted > 0.0).to(soft.dtype) + (soft - soft.detach())  # exactly 0 or 1
 
 
 def logistic(shape: torch.Size, key: int) -> Tensor:
