@@ -32,6 +32,14 @@ def build(section: Attention, inputs: dict[str, Path], out: Path, machine: Machi
 
     Raises ValueError and OSError for what the user can mend, Stopped after a signal.
     """
+    model, metrics = train_masked(section, inputs, out, machine)
+    return write_result(model, section, out, metrics) if metrics else metrics
+
+
+def train_masked(
+    section: Attention, inputs: dict[str, Path], out: Path, machine: Machine
+) -> tuple[Masked, dict[str, Any]]:
+    """The trained encoder with its masks, and the headline figures: empty on all ranks but one."""
     section = pretrain.resolved(section, inputs)
     if machine.strategy == "fsdp":
         raise ValueError("machine.strategy fsdp spreads the weights, and masks are learnt by all at once; write ddp")
@@ -52,7 +60,7 @@ def build(section: Attention, inputs: dict[str, Path], out: Path, machine: Machi
         )  # fmt: skip
 
     metrics = pretrain.run_training(section, inputs, out, machine, make)
-    return write_result(made[0], section, out, metrics) if metrics else metrics
+    return made[0], metrics
 
 
 def structure_of(section: Attention, length: int) -> Structure:
@@ -222,10 +230,10 @@ def write_result(model: Masked, section: Attention, out: Path, metrics: dict[str
         "undecided": float(((share > 0.05) & (share < 0.95)).mean()), "global_positions": section.global_positions,
     }  # fmt: skip
     pictures = {
-        "probability": np.stack([_picture(row[structure.index()]) for row in share]),
-        "kept": np.stack([_picture(patterns.dense(mask, structure.length)) for mask in masks]),
+        "probability": np.stack([picture(row[structure.index()]) for row in share]),
+        "kept": np.stack([picture(patterns.dense(mask, structure.length)) for mask in masks]),
     }
-    _write(out / "masks.npz", {"logits": alpha, "global_logits": extra, "logits_kept": kept.logits, **pictures})
+    write_arrays(out / "masks.npz", {"logits": alpha, "global_logits": extra, "logits_kept": kept.logits, **pictures})
     write_json(out / "masks.json", facts)
     with publish(out / "model") as work:
         _rewrite(out / "model", work, found)
@@ -260,7 +268,7 @@ def describe(
     }
 
 
-def _picture(square: np.ndarray) -> np.ndarray:
+def picture(square: np.ndarray) -> np.ndarray:
     """At most PICTURE x PICTURE means of a square, float16."""
     size = len(square)
     edges = np.linspace(0, size, min(size, PICTURE) + 1).astype(int)[:-1]
@@ -269,7 +277,7 @@ def _picture(square: np.ndarray) -> np.ndarray:
     return (summed / np.outer(counts, counts)).astype(np.float16)
 
 
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     write_atomic(path, buffer.getvalue())
