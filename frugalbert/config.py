@@ -972,6 +972,26 @@ class Config(Section):
     """HTML report."""
 
     @model_validator(mode="after")
+    def _rows(self) -> Config:
+        """What `pretrain` asks of the shards."""
+        if self.pretrain is None or self.shards is None:
+            return self
+        pairs = self.shards.pairs
+        if pairs != "none" and self.pretrain.objective != "mlm":
+            raise ValueError(
+                f"shards.pairs: {pairs} goes with pretrain.objective: mlm alone; write that, or shards.pairs: none"
+            )
+        if pairs == "none" and self.pretrain.pair_weight != 1.0:
+            raise ValueError("pretrain.pair_weight belongs to shards.pairs; remove it, or write pairs: nsp or sop")
+        for phase in self.pretrain.phases:
+            if phase.length not in self.shards.length:
+                raise ValueError(
+                    f"pretrain.phases asks for length {phase.length}, shards.length has "
+                    f"{list(self.shards.length)}; add it there"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _order(self) -> Config:
         needs = {"tokenizer": ("corpus",), "shards": ("corpus", "tokenizer"), "pretrain": ("tokenizer", "shards")}
         needs |= {"attention": ("tokenizer", "shards"), "space": ("tokenizer",), "latency": ("space",)}
@@ -990,20 +1010,6 @@ class Config(Section):
             missing = [name for name in before if getattr(self, name) is None]
             if getattr(self, section) is not None and missing:
                 raise ValueError(f"{section} needs the section {missing[0]}; add it or remove {section}")
-        if self.pretrain and self.shards:
-            for phase in self.pretrain.phases:
-                if phase.length not in self.shards.length:
-                    raise ValueError(
-                        f"pretrain.phases asks for length {phase.length}, shards.length has "
-                        f"{list(self.shards.length)}; add it there"
-                    )
-        pairs = self.shards.pairs if self.shards else "none"
-        if self.pretrain and pairs != "none" and self.pretrain.objective != "mlm":
-            raise ValueError(
-                f"shards.pairs: {pairs} goes with pretrain.objective: mlm alone; write that, or shards.pairs: none"
-            )
-        if self.pretrain and self.shards and pairs == "none" and self.pretrain.pair_weight != 1.0:
-            raise ValueError("pretrain.pair_weight belongs to shards.pairs; remove it, or write pairs: nsp or sop")
         for user in ("attention", "pretrain"):
             for source in (FROM_SEARCH, FROM_ATTENTION):
                 name = source.removeprefix("from ")

@@ -12,6 +12,7 @@ from frugalbert.config import FROM_SEARCH, FROM_SUPERNET, Config, Finetune, Supe
 from frugalbert.progress import duration, number
 from frugalbert.run import read_json
 from frugalbert.stages import Status, examine
+from frugalbert.train import phases
 
 if TYPE_CHECKING:
     from frugalbert.model.arch import Arch
@@ -142,8 +143,12 @@ def _pretrain(config: Config, folder: Path, known: dict[str, Any]) -> str:
     elif text == FROM_SEARCH:
         bound, text = "from search, at most ", _choices(config).largest().to_text()
     arch, vocabulary = Arch.load(text, folder), _vocabulary(config, folder, known)
-    flops = cost.training_flops(arch, vocabulary, config.shards.length[0], section.mask.rate[0])
-    parameters = cost.parameter_count(arch, vocabulary, "mlm")
+    head = "pairs" if config.shards.pairs != "none" and section.pair_weight > 0.0 else "mlm"
+    flops = phases.per_token(
+        phases.spans(section, config.shards.length[0]),
+        lambda span: cost.training_flops(arch, vocabulary, span.length, section.mask.rate[0], head),
+    )
+    parameters = cost.parameter_count(arch, vocabulary, head)
     what = f"{bound}{arch.to_text()}, {number(parameters)} parameters, {number(flops)}FLOP/token"
     tokens = _tokens(config, folder, known)
     if section.distill:
@@ -160,7 +165,7 @@ def _training(config: Config, section: Training, model: tuple[str, float, int], 
     """`model`: what is trained, FLOPs per token of a step, parameters."""
     assert config.shards is not None
     what, flops, parameters = model
-    per_step = section.batch_size * config.shards.length[0]
+    per_step = phases.tokens_per_step(phases.spans(section, config.shards.length[0]))
     amount, kind = section.budget.amount, section.budget.kind
     tokens = {"tokens": amount, "steps": amount * per_step}.get(kind)
     if kind == "epochs" and corpus_tokens:
@@ -185,7 +190,7 @@ def _speeds(config: Config) -> list[tuple[str, float]]:
     return [gpu] if config.machine.device == "cuda" or Path("/dev/nvidia0").exists() else [cpu, gpu]
 
 
-def _pace(tokens_per_second: float, where: str, budget: Budget, tokens: float | None, per_step: int) -> str:
+def _pace(tokens_per_second: float, where: str, budget: Budget, tokens: float | None, per_step: float) -> str:
     if budget.kind == "seconds":
         tokens = budget.amount * tokens_per_second
         return f"on {where} roughly {number(tokens)} tokens, {number(round(tokens / per_step))} steps"

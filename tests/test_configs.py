@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from frugalbert.model.arch import Arch, LayerArch
 from frugalbert.plan import rows
 from frugalbert.space import Space
 from frugalbert.stages import rehearsal
+from frugalbert.train.phases import at, spans
+from frugalbert.train.pretrain import make_recipe
 from frugalbert.yamlfile import load, parse, validate
 from tests.structure import ROOT
 
@@ -31,6 +34,7 @@ def test_the_promised_ones_are_there():
         "bort",
         "distill-local-teacher",
         "distill-local",
+        "sparsebert",
     }
 
 
@@ -112,6 +116,32 @@ def test_bort_is_the_published_space_point_and_recipe():
     assert small is not None
     assert small.training is not None
     assert (small.extraction.interval, small.training.steps) == (75, 2), "four architectures of 300"
+
+
+def test_sparsebert_is_nvidias_pre_training():
+    """Two phases of 7,038 and 1,563 steps, each with a batch, a cap of masks and a schedule of its own."""
+    config = load(ROOT / "configs" / "sparsebert.yaml")
+    assert config.shards is not None
+    section = config.pretrain
+    assert section is not None
+    assert (config.shards.pairs, config.shards.short_share, section.mask.copies) == ("nsp", 0.1, 5)
+    parts = spans(section, config.shards.length[0])
+    phases = [at(parts, step / 8601) for step in (0, 7037, 7038, 8600)]
+    assert [(part.length, part.rows, part.mask.max_predictions) for part in phases] == (
+        [(128, 65536, 20)] * 2 + [(512, 32768, 80)] * 2
+    )
+    recipe = make_recipe(section, ROOT)
+    rates = {step: 6e-3 * recipe.rate(step / 8601) for step in (1000, 2000, 2001, 7000, 7138, 7238, 7239, 8600)}
+    first, second = 7038, 1563
+    assert rates == pytest.approx({
+        1000: 6e-3 * 1000 / first / 0.2843, 2000: 6e-3 * 2000 / first / 0.2843,
+        2001: 6e-3 * math.sqrt(1 - 2001 / first), 7000: 6e-3 * math.sqrt(1 - 7000 / first),
+        7138: 4e-3 * 100 / second / 0.128, 7238: 4e-3 * 200 / second / 0.128,
+        7239: 4e-3 * math.sqrt(1 - 201 / second), 8600: 4e-3 * math.sqrt(1 - 1562 / second),
+    }, rel=1e-3)  # fmt: skip
+    assert [recipe.schedule(step / 8601) for step in (7037, 7038)] == [0, 1]
+    plan = dict((row[0], row[2]) for row in rows(config, ROOT / "runs" / "none", ROOT / "configs"))
+    assert "for 85.3G tokens" in plan["pretrain"]  # 7038 x 65536 x 128 + 1563 x 32768 x 512
 
 
 def test_the_local_student_names_the_local_teacher():

@@ -23,7 +23,7 @@ ALLOWED = {
     },
     "plan": {
         "budget", "config", "model.arch", "model.cost", "plan_teacher", "progress", "run", "space", "stages",
-        "yamlfile",
+        "train.phases", "yamlfile",
     },
     "plan_teacher": {"config", "data.slots", "model.arch", "model.cost", "progress", "run"},
     "explain": {"budget", "config", "model.arch", "model.cost", "plugins", "progress", "train.curves"},

@@ -210,7 +210,6 @@ class FrugalForPairs(_WordPredictor):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
         labels: Tensor | None = None,
         masked_positions: Tensor | None = None,
         pair_labels: Tensor | None = None,
@@ -218,7 +217,7 @@ class FrugalForPairs(_WordPredictor):
     ) -> PairsOutput:
         """As FrugalForMaskedLM; pair_labels (B,), 1 = random or swapped. pair_logits (B, 2) come from the pooler, in
         `modern` from the first token through the prediction head."""
-        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, return_dict=True, **inputs)
+        outputs = self.model(input_ids, attention_mask, token_type_ids, return_dict=True, **inputs)
         x_BTD, pooled_BD = outputs.last_hidden_state, outputs.pooler_output
         masked, logits = self.predict(x_BTD, labels, masked_positions)
         pair_logits_B2 = self.pair(self.head(x_BTD[:, 0]) if pooled_BD is None else pooled_BD)

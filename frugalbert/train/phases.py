@@ -6,7 +6,7 @@ then 512; LAMB, arXiv 1904.00962, section 4.1): the second warms up again to a r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from frugalbert.config import Mask, Training
@@ -63,3 +63,9 @@ def at(found: Sequence[Span], progress: float) -> Span:
 def tokens_per_step(found: Sequence[Span]) -> float:
     """Places of a global batch, the mean over a budget in steps."""
     return sum((span.end - span.start) * span.rows * span.length for span in found)
+
+
+def per_token(found: Sequence[Span], cost: Callable[[Span], float]) -> float:
+    """The mean of a cost per token over a budget in steps."""
+    places = [(span.end - span.start) * span.rows * span.length for span in found]
+    return sum(count * cost(span) for count, span in zip(places, found, strict=True)) / sum(places)

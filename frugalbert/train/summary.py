@@ -21,6 +21,7 @@ from frugalbert.model.arch import Arch
 from frugalbert.progress import duration, number
 from frugalbert.run import say, write_json
 from frugalbert.train.batches import HeldOut, Sampler
+from frugalbert.train.phases import tokens_per_step
 from frugalbert.train.state import Run, as_json
 
 EXPECTED_SHARE = {"cpu fp32": 0.6, "cpu bf16": 0.25}  # of the ceiling, for the estimate before the first step; else:
@@ -95,14 +96,14 @@ def announce(run: Run, section: Training, sampler: Sampler, kept: Any, flops: fl
 def _expected(run: Run, sampler: Sampler, speed: float) -> tuple[float, float]:
     """Steps and seconds to expect at `speed` tokens per second."""
     budget, found = run.recipe.budget, sampler.sets[sampler.first]
-    tokens_per_step = sampler.batch_size(sampler.first) * sampler.first * found.fill
+    per_step = tokens_per_step(sampler.spans) * found.fill
     steps = {
         "steps": budget.amount,
-        "tokens": budget.amount / tokens_per_step,
+        "tokens": budget.amount / per_step,
         "epochs": budget.amount * found.rows / sampler.batch_size(sampler.first),
-        "seconds": budget.amount * speed / tokens_per_step,
+        "seconds": budget.amount * speed / per_step,
     }[budget.kind] * run.recipe.stop_at
-    return steps, steps * tokens_per_step / speed
+    return steps, steps * per_step / speed
 
 
 def _parameters(model: Any) -> tuple[int, int, int]:
@@ -183,6 +184,9 @@ def _say(run: Run, found: dict[str, Any]) -> None:
         say(f"{run.stage}: held-out masked-LM loss {loss or 0.0:.3f}, accuracy {accuracy:.1%} ({nlls})")
     elif loss is not None:  # a super-network with a teacher
         say(f"{run.stage}: held-out distance from the teacher {loss:.4g}")
+    pair, right = (run.state.validation.get(f"validation_pair_{name}") for name in ("loss", "accuracy"))
+    if right is not None:
+        say(f"{run.stage}: held-out loss of the sentence pairs {pair or 0.0:.3f}, accuracy {right:.1%}")
 
 
 def _baselines(sampler: Sampler, held_out: HeldOut) -> dict[str, float]:

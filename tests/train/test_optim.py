@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,8 +21,11 @@ from frugalbert.train.optim import (
     orthogonalise,
     parameter_groups,
     parameter_table,
+    restart_steps,
     set_rates,
 )
+from frugalbert.train.state import State
+from frugalbert.train.step import _apply
 
 Arrays = list[list[np.ndarray]]
 RATES = [0.1 * (1 - step / 20) for step in range(20)]
@@ -104,6 +108,65 @@ def test_lamb_against_numpy(corrected: bool):
             weight = weight - 0.3 * factor * np.clip(ratios[-1], 0.01, 2.0) * update
         np.testing.assert_allclose(end[index], weight, rtol=1e-9)
     assert min(ratios) < 2.0 < max(ratios)  # the clamp is part of what was compared
+
+
+PUBLISHED = {"minimum_ratio": 0.0, "maximum_ratio": 0.0, "trust_undecayed": False}
+
+
+def test_lamb_as_published():
+    """NVIDIA's order against scalars: two micro-batches averaged, the norm of all gradients clipped to 1, moments, bias
+    correction, decay, and a ratio without bounds; none for biases, and 1 where a norm is 0."""
+    rng = np.random.default_rng(1)
+    weights = {"0.weight": rng.normal(size=(4, 3)) * 30, "0.bias": rng.normal(size=4), "1.weight": np.zeros((2, 4))}
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2, bias=False)).double()
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(torch.from_numpy(weights[name]))
+    optimizer = make_optimizer(model, OptimizerSettings("lamb", 0.2, 0.1, (0.9, 0.999), 1e-6, options=PUBLISHED))
+    moments = {name: (np.zeros_like(weight), np.zeros_like(weight)) for name, weight in weights.items()}
+    for step in range(1, 7):
+        optimizer.zero_grad()
+        scale = 10.0 if step % 2 else 1e-3  # clipped and not
+        parts = [{name: scale * rng.normal(size=weight.shape) for name, weight in weights.items()} for _ in range(2)]
+        if step == 4:
+            parts = [
+                {name: part * 0 if name == "0.weight" else part for name, part in found.items()} for found in parts
+            ]
+        for part in parts:
+            for name, parameter in model.named_parameters():
+                half = torch.from_numpy(part[name]) / 2
+                parameter.grad = half if parameter.grad is None else parameter.grad + half
+        recipe = SimpleNamespace(clip_norm=1.0, rate=lambda progress: 0.5, schedule=lambda progress: 0)
+        run = SimpleNamespace(optimizer=optimizer, model=model, scaler=None, recipe=recipe, state=State())
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()]).item()
+        _apply(run, SimpleNamespace(samples={}, epochs=0.0), norm, 0)
+        gradients = {name: (parts[0][name] + parts[1][name]) / 2 for name in weights}
+        size = math.sqrt(sum(float((gradient**2).sum()) for gradient in gradients.values()))
+        assert (size > 1.0) == bool(step % 2)
+        for name, weight in weights.items():
+            g = gradients[name] * min(1.0, 1.0 / size)
+            m, v = (moments[name][0] * 0.9 + 0.1 * g, moments[name][1] * 0.999 + 0.001 * g**2)
+            moments[name] = (m, v)
+            decay = 0.0 if name.endswith("bias") else 0.1
+            u = m / (1 - 0.9**step) / (np.sqrt(v / (1 - 0.999**step)) + 1e-6) + decay * weight
+            norms = np.linalg.norm(weight), np.linalg.norm(u)
+            ratio = norms[0] / norms[1] if decay and min(norms) > 0 else 1.0
+            weights[name] = weight - 0.2 * 0.5 * ratio * u
+    for name, parameter in model.named_parameters():
+        np.testing.assert_allclose(parameter.detach().numpy(), weights[name], rtol=1e-9)
+    assert np.abs(weights["0.weight"]).max() > 10, "a ratio far above 1 was among them"
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "muon", "adam"])
+def test_steps_are_counted_anew_and_moments_stay(name: str):
+    """After a restart the first step is corrected as a first one, with the moments of all before."""
+    _, _, optimizer = trajectory(OptimizerSettings(name, 0.1))
+    before = {key: tensor.clone() for key, tensor in optimizer_state(optimizer)[0].items()}
+    restart_steps(optimizer)
+    after = optimizer_state(optimizer)[0]
+    assert {key for key in before if not torch.equal(before[key], after[key])} == {
+        key for key in before if key.endswith("/step")
+    }
+    assert all(tensor == 0.0 for key, tensor in after.items() if key.endswith("/step"))
 
 
 def test_bertadam_by_hand():
