@@ -671,7 +671,7 @@ class Attention(Training):
     that pay for the blocks they touch. Hardware skips blocks, not pairs: only the last three save time."""
     symmetric: bool = True
     """(i, j) and (j, i) together."""
-    block: Literal[16, 32, 64, 128] = 64
+    block: Literal[8, 16, 32, 64, 128] = 64
     """Size of a block in tokens."""
     global_positions: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_tuple)] = ()
     """Positions of a document (0 = [CLS]) that may also learn to see all, and to be seen by all."""
@@ -730,6 +730,36 @@ class Attention(Training):
             raise ValueError("start: from search needs arch: from search as well")
         if FROM_ATTENTION in (self.arch, self.start):
             raise ValueError("from attention is what this section makes; name an architecture, or from search")
+        return self
+
+
+class Importance(Training):
+    """Which pairs of tokens matter (SparseBERT, arXiv 2102.12871): an encoder is trained with a soft mask, one
+    probability for each pair of positions, multiplied into the attention after the softmax. Nothing is made sparse:
+    the results are `importance.json`, pictures, and with `study` what leaving pairs out costs."""
+
+    arch: Annotated[str, AfterValidator(_known_arch)] = "small-modern"
+    """The encoder: as `pretrain.arch`; its own patterns do not matter."""
+    start: str | None = None
+    """Begin with these weights (a model directory or hub name, or `from search`) instead of random ones."""
+    share: Literal["layers", "none"] = "layers"
+    """`layers`: one map for each head in all layers, as the reference has it; `none`: one for each layer and head."""
+    study: ShortTraining | None = None
+    """Also train from scratch, with the same data and steps for all: full attention, attention without the diagonal,
+    and `controls`, each with every seed. One recipe; intervals need two seeds or more."""
+    controls: Count = 5
+    """Random drops in the study: in every head as many pairs as the diagonal has, drawn anew for each control."""
+
+    @model_validator(mode="after")
+    def _study(self) -> Importance:
+        if self.study is not None and len(self.study.recipes) > 1:
+            raise ValueError("study compares patterns under one recipe; write one in study.recipes")
+        if self.study is None and self.controls != type(self).model_fields["controls"].default:
+            raise ValueError("controls belong to study; remove them or write study: {steps: …, recipes: …}")
+        if self.start == FROM_SEARCH and self.arch != FROM_SEARCH:
+            raise ValueError("start: from search needs arch: from search as well")
+        if FROM_ATTENTION in (self.arch, self.start):
+            raise ValueError("importance looks at dense attention; name an architecture, or from search")
         return self
 
 
@@ -960,6 +990,8 @@ class Config(Section):
     """The best one within a limit."""
     attention: Attention | None = None
     """Sparse attention patterns, learned."""
+    importance: Importance | None = None
+    """Which pairs of tokens matter."""
     pretrain: Pretrain | None = None
     """Pre-training."""
     finetune: Finetune | None = None
@@ -994,7 +1026,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _order(self) -> Config:
         needs = {"tokenizer": ("corpus",), "shards": ("corpus", "tokenizer"), "pretrain": ("tokenizer", "shards")}
-        needs |= {"attention": ("tokenizer", "shards"), "space": ("tokenizer",), "latency": ("space",)}
+        needs |= {name: ("tokenizer", "shards") for name in ("attention", "importance")}
+        needs |= {"space": ("tokenizer",), "latency": ("space",)}
         needs |= {"supernet": ("shards", "space")}
         trained = self.search is not None and self.search.quality == "training"
         needs |= {"search": ("space", "shards") if trained else ("space", "supernet")}
@@ -1010,7 +1043,7 @@ class Config(Section):
             missing = [name for name in before if getattr(self, name) is None]
             if getattr(self, section) is not None and missing:
                 raise ValueError(f"{section} needs the section {missing[0]}; add it or remove {section}")
-        for user in ("attention", "pretrain"):
+        for user in ("attention", "importance", "pretrain"):
             for source in (FROM_SEARCH, FROM_ATTENTION):
                 name = source.removeprefix("from ")
                 if getattr(getattr(self, user), "arch", None) == source and getattr(self, name) is None:
@@ -1026,7 +1059,7 @@ class Config(Section):
             raise ValueError("search.limit speaks of latency, which the section latency measures; add latency: {}")
         if self.search and self.latency is None and self.search.extraction.inference == "latency":
             raise ValueError("search.extraction.inference: latency needs the section latency; add latency: {}")
-        for user in ("attention", "pretrain"):
+        for user in ("attention", "importance", "pretrain"):
             if trained and getattr(getattr(self, user), "start", None) == FROM_SEARCH:
                 raise ValueError(
                     f"search.quality: training gives an architecture without weights; remove {user}.start: from search"

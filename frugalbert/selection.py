@@ -194,6 +194,7 @@ def _score(
         return lambda archs: [_mean_of_best(trials) for trials in judge(archs)]
     if "supernet" not in inputs:
         raise ValueError("search needs the section supernet, whose slices it scores; add it")
+    from frugalbert.search.run import fan_out
     from frugalbert.train import inherited
 
     distilled = inherited.section_of(inputs["supernet"]).teacher is not None
@@ -210,7 +211,7 @@ def _score(
         fixed |= {"machine": machine.model_dump(mode="json")}
 
     def score(archs: list[Arch]) -> list[float]:
-        found = _fan_out(function, [{**fixed, "arch": str(arch)} for arch in archs], out, machine)
+        found = fan_out(function, [{**fixed, "arch": str(arch)} for arch in archs], out, machine, "search")
         return [math.nan if value is None else value for value in found]
 
     return score
@@ -219,6 +220,7 @@ def _score(
 def _judge(section: Search, inputs: dict[str, Path], out: Path, machine: Machine) -> Judge:
     """Of architectures what each recipe makes of them; the super-network counts as one recipe with one seed."""
     from frugalbert.search.extraction import Errors
+    from frugalbert.search.run import fan_out
     from frugalbert.train import short
 
     if section.quality != "training":
@@ -238,7 +240,7 @@ def _judge(section: Search, inputs: dict[str, Path], out: Path, machine: Machine
             {"recipe": r.model_dump(mode="json"), "seed": seed} for r in settings.recipes for seed in settings.seeds
         ]
         tasks = [{**fixed, **trial, "arch": str(arch)} for trial in trials for arch in archs]  # a worker keeps the data
-        found = _fan_out(short.score, tasks, out, machine)
+        found = fan_out(short.score, tasks, out, machine, "search")
         rows = [found[place :: len(archs)] for place in range(len(archs))]
         count = len(settings.seeds)
         return [[_errors(row[start : start + count]) for start in range(0, len(row), count)] for row in rows]
@@ -259,19 +261,6 @@ def _errors(rows: list[dict[str, Any] | None]) -> Errors | None:
 
 def _mean_of_best(trials: list[Errors | None]) -> float:
     return min((sum(trial.final) / len(trial.final) for trial in trials if trial is not None), default=math.nan)
-
-
-def _fan_out(function: Callable[[dict[str, Any]], Any], tasks: list[Any], out: Path, machine: Machine) -> list[Any]:
-    """Results of the tasks, in this process or many."""
-    from frugalbert import dist, fanout
-
-    workers = 1 if machine.workers == "auto" else machine.workers
-    alone = workers == 1 and machine.scheduler is None
-    if alone:
-        dist.set_threads(machine)
-    tasks = [{**task, "threads": 0 if alone else 1} for task in tasks]
-    places = {"journal": out / "scores.jsonl", "workers": workers, "scheduler": machine.scheduler}
-    return fanout.run_tasks(function, tasks, **places, label="search")
 
 
 def finetuned(task: dict[str, Any]) -> float | None:

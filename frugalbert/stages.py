@@ -31,6 +31,7 @@ from frugalbert.config import (
     Attention,
     Config,
     Finetune,
+    Importance,
     Pretrain,
     Search,
     Section,
@@ -61,7 +62,7 @@ def _corpus_paths(section: Any) -> list[str]:
     return [source if isinstance(source, str) else source.path for source in section.sources]
 
 
-def _pretrain_paths(section: Pretrain | Attention) -> list[str]:
+def _pretrain_paths(section: Pretrain | Attention | Importance) -> list[str]:
     plugins = outside(section.optimizer, section.curve)
     arch = [section.arch] if section.arch.endswith(".json") else []
     teacher = section.distill.teacher if isinstance(section, Pretrain) and section.distill else None
@@ -98,6 +99,8 @@ STAGES = (
           _search_paths, precious=True),
     Stage("attention", ("shards", "tokenizer", "search"), "frugalbert.search.attention:build", _pretrain_paths,
           all_ranks=True, precious=True),
+    Stage("importance", ("shards", "tokenizer", "search"), "frugalbert.search.importance:build", _pretrain_paths,
+          all_ranks=True, precious=True),
     Stage("pretrain", ("shards", "tokenizer", "supernet", "search", "attention"), "frugalbert.train.pretrain:build",
           _pretrain_paths, all_ranks=True, precious=True),
     Stage("finetune", ("pretrain", "tokenizer", "corpus"), "frugalbert.finetune.runner:build", _finetune_paths,
@@ -106,7 +109,8 @@ STAGES = (
           "frugalbert.measure.export:build"),
     Stage("bench", ("export", "tokenizer"), "frugalbert.measure.latency:build"),
     Stage("report", ("corpus", "tokenizer", "shards", "space", "supernet", "latency", "search", "attention",
-                     "pretrain", "finetune", "export", "bench"), "frugalbert.report.page:build", derived=True),
+                     "importance", "pretrain", "finetune", "export", "bench"), "frugalbert.report.page:build",
+          derived=True),
 )  # fmt: skip
 NAMES = tuple(stage.name for stage in STAGES)
 
@@ -349,6 +353,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "latency": {"architectures": 12},
     "search": {"evaluations": 8, "rows": 32, "budget": None},
     "attention": {"budget": "20steps", "batch_size": 8, "early_stop": None, "validation": {"rows": 32}},
+    "importance": {"budget": "20steps", "batch_size": 8, "early_stop": None, "validation": {"rows": 32}},
     "pretrain": {"budget": "20steps", "batch_size": 8, "early_stop": None, "validation": {"rows": 32}},
     "finetune": {"seeds": [0], "epochs": 1.0, "max_train_examples": 64},
     "bench": {"repeats": 3},
@@ -368,6 +373,9 @@ def rehearsal(config: Config) -> Config:
         value["search"]["finetune"] |= SMALL["finetune"]
     if (value.get("search") or {}).get("training"):
         value["search"]["training"] |= {"steps": 2, "looks": 1}
+    if (value.get("importance") or {}).get("study"):
+        value["importance"]["study"] |= {"steps": 2, "looks": 1}
+        value["importance"]["controls"] = min(2, value["importance"].get("controls", 2))
     if config.search and config.search.method == "extraction":
         _rehearse_extraction(config, value["search"])
     if value.get("corpus"):

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from frugalbert import config
+from frugalbert import config, dist
 from frugalbert.budget import Clock
-from frugalbert.fanout import Journal
+from frugalbert.fanout import Journal, run_tasks
 from frugalbert.model.arch import Arch
 from frugalbert.run import check_stop, fingerprint, flatten, say, write_atomic, write_json
 from frugalbert.search.candidates import Candidate, Costs, Region, front
@@ -51,6 +51,20 @@ class Result:
                 "or with a smaller supernet.learning_rate"
             )
         return found
+
+
+def fan_out(
+    function: Callable[[dict[str, Any]], Any], tasks: list[Any], out: Path, machine: config.Machine, label: str
+) -> list[Any]:
+    """Results of the tasks, in this process or many; `out`/scores.jsonl is their journal, so that nothing is done
+    twice. `task["threads"]` tells a worker process how many it has, 0 = as they are."""
+    workers = 1 if machine.workers == "auto" else machine.workers
+    alone = workers == 1 and machine.scheduler is None
+    if alone:
+        dist.set_threads(machine)
+    tasks = [{**task, "threads": 0 if alone else 1} for task in tasks]
+    places = {"journal": out / "scores.jsonl", "workers": workers, "scheduler": machine.scheduler}
+    return run_tasks(function, tasks, **places, label=label)
 
 
 def search(
