@@ -75,6 +75,16 @@ BORT = """
     --record_test_location --record_dev_location --race_dataset_location
 """.split()
 
+NVIDIA = """
+    --input_file --output_file --vocab_file --bert_model --do_lower_case --max_seq_length --dupe_factor
+    --max_predictions_per_seq --masked_lm_prob --short_seq_prob --random_seed --input_dir --output_dir --config_file
+    --init_checkpoint --train_batch_size --gradient_accumulation_steps --learning_rate --warmup_proportion --max_steps
+    --num_train_epochs --phase2 --phase1_end_step --fp16 --loss_scale --init_loss_scale --seed --do_train
+    --disable_progress_bar --json-summary --log_freq --local_rank --use_env --allreduce_post_accumulation
+    --allreduce_post_accumulation_fp16 --checkpoint_activations --resume_from_checkpoint --resume_step
+    --num_steps_per_checkpoint --skip_checkpoint FusedLAMB PolyWarmUpScheduler
+""".split()
+
 
 def known_keys() -> set[str]:
     """Every key, without the marks of lists: `corpus.sources.path`."""
@@ -170,7 +180,9 @@ def test_every_option_of_the_reference_systems_is_answered():
     assert unanswered(extreme, EXTREME) == []
     autotiny, bort = autotiny.split("\n## Bort\n")
     assert unanswered(autotiny, AUTOTINY) == []
+    bort, nvidia = bort.split("\n## NVIDIA BERT\n")
     assert unanswered(bort, BORT) == []
+    assert unanswered(nvidia, NVIDIA) == []
     assert unanswered("| `lr` | | |\n| `seed` | 42 | – none |", ["lr", "seed", "fp16"]) == ["lr", "fp16"]
 
 

@@ -26,7 +26,12 @@ LICENCES = frozenset(
 )
 """Identifiers that the hub knows; anything else is written as `other` with its name."""
 STAGES = ("corpus", "tokenizer", "shards", "space", "supernet", "latency", "search", "pretrain", "finetune")
-PIPELINES = {"ForMaskedLM": "fill-mask", "ForSequenceClassification": "text-classification"}
+PIPELINES = {
+    "ForMaskedLM": "fill-mask",
+    "ForPairs": "fill-mask",
+    "BertForPreTraining": "fill-mask",
+    "ForSequenceClassification": "text-classification",
+}
 FORMATS = {"hf": "hf/", "onnx": "onnx/model.onnx", "onnx-int8": "onnx-int8/model.onnx"}
 
 
@@ -225,7 +230,7 @@ def _usage(result: dict[str, Any]) -> str:
     lines = []
     if "hf" in result["formats"]:
         owner = {
-            "ForMaskedLM": "AutoModelForMaskedLM",
+            **dict.fromkeys(("ForMaskedLM", "ForPairs", "BertForPreTraining"), "AutoModelForMaskedLM"),
             "ForSequenceClassification": "AutoModelForSequenceClassification",
         }
         auto = next((name for ending, name in owner.items() if result["class"].endswith(ending)), "AutoModel")

@@ -52,7 +52,7 @@ def build(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Machin
     """
     section = resolved(section, inputs)
     arch = Arch.load(section.arch, inputs["yaml"])  # a mistake in it shows at once
-    pairs = section.pair_weight > 0.0 and read_index(inputs["shards"]).get("pairs", "none") != "none"
+    pairs = section.pair_weight > 0.0 and has_pairs(inputs["shards"])
 
     def make(longest: int, vocabulary: Vocabulary) -> Method:
         lengths = row_lengths(section, inputs["shards"])
@@ -184,6 +184,11 @@ def check(section: Training, machine: Machine, folder: Path) -> None:
     check_optimizer(optimizer_settings(section), folder)
     if machine.strategy == "fsdp" and section.precision == "fp16":
         raise ValueError("machine.strategy fsdp does not go with pretrain.precision fp16; write bf16 or fp32")
+
+
+def has_pairs(shards: Path) -> bool:
+    """Whether the rows are sentence pairs, with labels."""
+    return read_index(shards).get("pairs", "none") != "none"
 
 
 def row_lengths(section: Training, shards: Path) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from frugalbert.train.objectives import MaskedLM
 from tests.data.small_shards import small_tokenizer, write_corpus
 from tests.train import small_run, toy
 from tests.train.test_pretrain import sampler_of
+from tests.train.test_ranks import launch
 
 BERT = "bert 1x32 heads=2 ffn=48 max_length=64"
 
@@ -112,3 +114,82 @@ def test_micro_batches_add_up(inputs: dict[str, Path]):
     assert sums["loss"] == pytest.approx(sums["masked_loss"] + 0.5 * sums["pair_loss"], rel=1e-6)
     for one, two in zip(whole, parts, strict=True):
         torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-4)
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+CHANGING = {
+    "arch": BERT, "dropout": 0.1, "optimizer": "lamb", "curve": "poly", "warmup": 0.3, "stop_at": 1.0,
+    "optimizer_options": {"minimum_ratio": 0.0, "maximum_ratio": 0.0, "trust_undecayed": False},
+    "phases": [{"length": 32, "share": 0.4, "learning_rate": 2e-3, "warmup": 0.2, "batch_size": 6}],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole")
+    small_run.run(inputs, out, **CHANGING)
+    return out
+
+
+@pytest.mark.parametrize("share", [0.5, 0.75])
+def test_a_run_continues_through_the_change_of_phase(
+    inputs: dict[str, Path], whole: Path, tmp_path: Path, share: float
+):
+    """Stopped before it and after it: weights and figures end as those of the whole run, bit for bit."""
+    small_run.run(inputs, tmp_path, **CHANGING | {"stop_at": share})
+    assert (tmp_path / "model/model.safetensors").read_bytes() != (whole / "model/model.safetensors").read_bytes()
+    small_run.run(inputs, tmp_path, **CHANGING)
+    for name in ("model.safetensors", "training.safetensors"):
+        path = f"checkpoints/step-00000020/{name}"
+        assert (tmp_path / path).read_bytes() == (whole / path).read_bytes()
+
+
+@pytest.mark.slow
+def test_two_ranks_are_one(inputs: dict[str, Path], whole: Path, tmp_path: Path):
+    """Shares of rows over ranks with unequal parts; without dropout, which each rank draws for itself."""
+    options = CHANGING | {"dropout": 0.0, "batch_size": 7, "budget": "10steps"}
+    small_run.run(inputs, tmp_path / "one", **options)
+    place = [sys.executable, "-m", "tests.train.small_run", str(inputs["yaml"]), str(tmp_path / "two")]
+    launch(tmp_path, 2, command=[*place, json.dumps(options)])
+    one, two = (curve_of(tmp_path / name) for name in ("one", "two"))
+    for name in ("loss", "masked_loss", "pair_loss"):
+        assert [line[name] for line in two] == pytest.approx([line[name] for line in one], abs=2e-4)
+    assert len(one) == 10
+
+
+def test_begins_with_berts_own_pre_training(inputs: dict[str, Path], tmp_path: Path):
+    """A published checkpoint can be trained on, next-sentence head and pooler included (NVIDIA's #651)."""
+    from transformers import BertConfig, BertForPreTraining
+
+    words = sampler_of(inputs, arch=BERT).vocabulary
+    config = BertConfig(vocab_size=words.size, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                        intermediate_size=48, max_position_embeddings=64)  # fmt: skip
+    stock = BertForPreTraining(config).eval()
+    stock.save_pretrained(tmp_path / "stock")
+    section = small_run.section(arch=BERT, start="stock")
+    model = pretrain.make_model(section, tmp_path, 32, words, pairs=True).eval()
+    ids = torch.randint(5, words.size, (2, 16))
+    with torch.no_grad():
+        expected, found = stock(input_ids=ids), model(input_ids=ids)
+    torch.testing.assert_close(found.pair_logits, expected.seq_relationship_logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.logits, expected.prediction_logits, atol=1e-5, rtol=1e-5)
+
+
+# ---- later stages ----------------------------------------------------------------------------------------------------
+
+
+def test_it_is_exported_with_its_pooler(trained: Path, inputs: dict[str, Path], tmp_path: Path):
+    """As stock BertForPreTraining, whose encoder others fine-tune; the card and int8 know its words."""
+    from transformers import AutoModel
+
+    from frugalbert.config import Export
+    from frugalbert.measure.export import export_model
+
+    export_model(trained / "model", Export(formats=("hf",)), tmp_path / "export")
+    said = json.loads((tmp_path / "export" / "export.json").read_text())
+    assert said["formats"]["hf"]["class"] == "BertForPreTraining"
+    encoder = AutoModel.from_pretrained(tmp_path / "export" / "hf")
+    weights = FrugalForPairs.from_pretrained(trained / "model").state_dict()
+    assert torch.equal(encoder.pooler.dense.weight, weights["model.pooler.weight"])
+    assert "fill-mask" in (tmp_path / "export" / "hf" / "README.md").read_text()
