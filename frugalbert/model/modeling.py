@@ -55,6 +55,8 @@ class FrugalModel(FrugalPreTrainedModel):
         arch = config.to_arch()
         self.embeddings = Embeddings(config, arch)
         self.layers = nn.ModuleList([FrugalLayer(config, arch, index) for index in range(len(arch.layers))])
+        self.patterns = {layer.pattern: layer.head_dim for layer in sorted(arch.layers, key=lambda x: -x.head_dim)}
+        """Each attention pattern and the narrowest heads that have it."""
         self.final_norm = None if arch.family == "bert" else norm_of(arch, arch.hidden)
         pooled = add_pooling_layer and arch.family != "modern"
         self.pooler = nn.Linear(arch.hidden, arch.hidden) if pooled else None
@@ -117,8 +119,8 @@ class FrugalModel(FrugalPreTrainedModel):
         """What the layers of each pattern are given: what skips forbidden pairs where that pays, else a mask."""
         config, masks = self.config, dict[str, Mask]()
         dropout = self.training and config.attention_probs_dropout_prob > 0.0
-        for pattern in dict.fromkeys(layer.pattern for layer in self.layers):
-            found = skipping(pattern, rows, x_BTD, config.attention_backend, dropout=dropout)
+        for pattern, head_dim in self.patterns.items():
+            found = skipping(pattern, rows, x_BTD, config.attention_backend, head_dim=head_dim, dropout=dropout)
             masks[pattern] = additive_mask(pattern, rows, x_BTD, config.sep_token_id) if found is None else found
         return masks
 

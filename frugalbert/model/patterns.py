@@ -379,11 +379,15 @@ def blocks(pattern: Pattern, length: int, block: int) -> np.ndarray:
     """(n, n) bool, n = ceil(length / block): which blocks hold an allowed pair."""
     import numpy as np
 
-    count = -(-length // block)
-    starts = np.arange(0, length, block)
-    return np.stack([np.logical_or.reduceat(rows.any(0), starts) for rows in _rows(pattern, length, block)]).reshape(
-        count, count
-    )
+    starts, plain = np.arange(0, length, block), replace(pattern, rows=(), columns=())
+    if not plain.by_distance:
+        return np.stack([np.logical_or.reduceat(rows.any(0), starts) for rows in _rows(pattern, length, block)])
+    ends, distance = np.minimum(starts + block, length) - 1, np.arange(1 - length, length)
+    total = np.concatenate([[0], np.cumsum(plain.allowed(distance, np.zeros_like(distance)))])
+    found = total[ends[:, None] - starts + length] > total[starts[:, None] - ends + length - 1]
+    for places, lines in ((pattern.rows, found), (pattern.columns, found.T)):
+        lines[[place // block for place in places if 0 <= place < length]] = True
+    return found
 
 
 def occupancy(text: str, length: int, block: int) -> float:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from .attention import Attend, Rows
 from .backends import choose
+from .flex import LEAST_CHANNELS, can_compile, flex
 from .patterns import parse
 from .tiles import best, groups
 
@@ -39,7 +40,7 @@ class Tiles:
     """What the pattern allows; a query without any key sees itself."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """All groups of a pattern at a length. `back` puts their tiles, one group after the other, in order again."""
 
@@ -131,33 +132,41 @@ def _mix(query: Tensor, key: Tensor, value: Tensor, keys_RN: Tensor, mask: Tenso
     return torch.matmul(weights, value.index_select(2, numbers).view(place))
 
 
-def skipping(pattern: str, rows: Rows, x_BTD: Tensor, wanted: str, *, dropout: bool) -> Attend | None:
+def skipping(pattern: str, rows: Rows, x_BTD: Tensor, wanted: str, *, head_dim: int, dropout: bool) -> Attend | None:
     """How layers of this pattern skip what it forbids, or None where masking all pairs is as good.
 
-    `wanted` is the configuration's attention_backend. A whole model that is exported or compiled masks all pairs;
-    compiled layers take what they are given. Raises ValueError for inputs longer than the pattern is defined for.
+    `wanted` is the configuration's attention_backend, `head_dim` the least of these layers. A whole model that is
+    exported or compiled masks all pairs; compiled layers take what they are given. Raises ValueError for inputs longer
+    than the pattern is defined for.
     """
     if torch.compiler.is_exporting() or torch.compiler.is_compiling() or x_BTD.device.type == "meta":
         return None
+    length, device = x_BTD.shape[1], x_BTD.device.type
     backend, _ = choose(
-        pattern,
-        x_BTD.shape[1],
-        x_BTD.device.type,
-        training=not torch.is_inference_mode_enabled(),
-        packed=rows.position_ids is not None,
-        dropout=dropout,
-        wanted=wanted,
-    )
-    return None if backend == "sdpa" else gather(pattern, x_BTD, rows.attention_mask, rows.document_ids)
+        pattern, length, device, training=not torch.is_inference_mode_enabled(), packed=rows.position_ids is not None,
+        dropout=dropout, wanted=wanted,
+    )  # fmt: skip
+    if backend == "sdpa":
+        return None
+    mask, documents = rows.attention_mask, rows.document_ids
+    if device == "cpu":  # where looking costs nothing
+        mask = None if mask is None or bool(mask.all()) else mask
+        documents = None if documents is None or bool((documents == documents[:, :1]).all()) else documents
+    if backend == "flex" and head_dim >= LEAST_CHANNELS and can_compile(device):
+        return flex(pattern, x_BTD, mask, documents)
+    return gather(pattern, x_BTD, mask, documents)
 
 
-def gather(pattern: str, like_BTD: Tensor, attention_mask_BT: Tensor | None, document_ids_BT: Tensor | None) -> Gather:
+def gather(
+    pattern: str, like_BTD: Tensor, attention_mask_BT: Tensor | None, document_ids_BT: Tensor | None,
+    shape: tuple[int, int] | None = None,
+) -> Gather:  # fmt: skip
     """For one forward pass over rows of the length of `like`, scores in its dtype. Both masks as `visible_pairs` takes
-    them; the pattern counts positions from the start of the row."""
+    them; the pattern counts positions from the start of the row. `shape`: (queries of a tile, keys of a block)."""
     length = like_BTD.shape[1]
-    made = layout(pattern, length, best(pattern, length), like_BTD.device)
+    made = layout(pattern, length, shape or best(pattern, length), like_BTD.device)
     if attention_mask_BT is None and document_ids_BT is None:
-        return Gather(made, _static(pattern, length, like_BTD.device, like_BTD.dtype))
+        return Gather(made, _static(made, like_BTD.dtype))
     masks = (_visible(tiles, attention_mask_BT, document_ids_BT) for tiles in made.groups)
     return Gather(made, tuple(_added(mask, like_BTD.dtype) for mask in masks))
 
@@ -168,8 +177,7 @@ def _added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @functools.lru_cache(maxsize=16)
-def _static(pattern: str, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    made = layout(pattern, length, best(pattern, length), device)
+def _static(made: Layout, dtype: torch.dtype) -> tuple[Tensor, ...]:
     return tuple(_added(tiles.allowed_RtC[None, None], dtype) for tiles in made.groups)
 
 

@@ -16,11 +16,11 @@ from .patterns import blocks, check_length, parse
 if TYPE_CHECKING:
     import numpy as np
 
-SHAPES = ((64, 16), (64, 32), (64, 64), (128, 16), (128, 32), (128, 64), (128, 128), (256, 64))
-"""(queries of a tile, keys of a block) that `best` compares."""
-PAIR, COPY, TILE, GROUP = {64: 1.25, 128: 1.08, 256: 1.0}, 12.0, 1000.0, 20_000.0
-"""What things cost beside a pair of a large tile: a pair by queries of its tile, fetching a key (both values of all its
-channels), a tile, and a group of tiles. Fitted to the timings of `benchmarks/sparse_attention.py`."""
+KEYS = 16
+"""Keys of a block: fetching 16 at a time costs no more than fetching 64, and leaves fewer pairs."""
+PAIR = {32: 2.1, 64: 1.4, 128: 1.1, 256: 1.0}
+"""Queries of a tile, and what a pair costs in it (training at 2,048 tokens, 12 heads of 64: 1.9, 1.3, 1.1 and 1 in
+fp32, 2.7, 1.8, 1.3 and 1 in bf16)."""
 MOST_GROUPS = 3
 
 
@@ -59,7 +59,7 @@ def _needed(index: int, text: str, length: int, tile: int, block: int) -> np.nda
     step, rows = tile // block, -(-length // tile)
     need = np.zeros((rows * step, fine.shape[1]), bool)
     need[: len(fine)] = fine | np.eye(len(fine), dtype=bool)
-    return need.reshape(rows, step, -1).any(1)
+    return np.logical_or.reduce(need.reshape(rows, step, -1), axis=1)
 
 
 def _cuts(counts: np.ndarray) -> list[int]:
@@ -92,14 +92,8 @@ def work(text: str, length: int, tile: int, block: int) -> float:
     return pairs / (len(parse(text)) * length**2)
 
 
-def _cost(text: str, length: int, tile: int, block: int) -> float:
-    parts = groups(text, length, tile, block)
-    keys, tiles = sum(part.keys.size for part in parts) * block, sum(len(part.tiles) for part in parts)
-    return (keys * (tile * PAIR[tile] + COPY) + tiles * TILE) / len(parse(text)) + len(parts) * GROUP
-
-
 @functools.lru_cache(maxsize=256)
 def best(text: str, length: int) -> tuple[int, int]:
     """(queries of a tile, keys of a block) with the least cost. Raises ValueError for inputs that are too long."""
     check_length(text, length)
-    return min(SHAPES, key=lambda shape: _cost(text, length, *shape))
+    return min(PAIR, key=lambda tile: PAIR[tile] * work(text, length, tile, KEYS)), KEYS
