@@ -115,7 +115,9 @@ def test_all_mistakes_are_told_at_once_with_their_places():
     assert "f:6:11: machine.threads: 'two' is not accepted; write 'auto' or a whole number" in lines
     assert any("pretrain.budget: is missing; write budget: 30m" in line for line in lines)
     assert any("did you mean small-modern?" in line for line in lines)
-    assert any(line.endswith("it belongs into supernet or attention or importance or pretrain or finetune") for line in lines)
+    assert any(
+        line.endswith("it belongs into supernet or attention or importance or pretrain or finetune") for line in lines
+    )
     assert len(lines) == 11
 
 
