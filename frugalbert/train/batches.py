@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from frugalbert import dist
-from frugalbert.config import Mask, Training
+from frugalbert.config import Attention, Mask, Training
 from frugalbert.data.masking import IGNORED, Batch, Vocabulary, mlm_batch, with_pairs
 from frugalbert.data.rows import RowOrder, ShardSet, gather_rows, rank_share, to_device
 from frugalbert.train.phases import Span, at, spans
@@ -42,6 +42,22 @@ def mask_rate(settings: Mask, progress: float) -> float:
     return settings.rate[0] + (settings.rate[-1] - settings.rate[0]) * progress
 
 
+class HalfOrder:
+    """Rows in two halves, for weights and masks in turn, batch by batch (DARTS, arXiv 1806.09055): a row order whose
+    even batches of `size` hold even rows, and whose odd ones odd rows."""
+
+    def __init__(self, rows: int, seed: int, size: int) -> None:
+        self.order, self.size = RowOrder(rows // 2, seed), size
+
+    def take(self, start: int, count: int) -> np.ndarray:
+        batch, first = divmod(start, self.size)
+        return 2 * self.order.take(batch // 2 * self.size + first, count) + batch % 2
+
+    def epochs(self, start: int, count: int) -> np.ndarray:
+        batch, first = divmod(start, self.size)
+        return self.order.epochs(batch // 2 * self.size + first, count)
+
+
 class Sampler:
     """Global batches of a run. `lengths` are the row lengths in the order of the phases."""
 
@@ -54,7 +70,11 @@ class Sampler:
         check = {"verify": dist.is_main(), "tokenizer_sha256": tokenizer_sha256}
         self.sets = {length: ShardSet.open(shards, length, "train", **check) for length in set(lengths)}
         self.rows = {length: to_device(found, self.device) for length, found in self.sets.items()}
-        self.orders = {length: RowOrder(found.rows, section.seed) for length, found in self.sets.items()}
+        self.orders: dict[int, RowOrder | HalfOrder] = {}
+        for length, found in self.sets.items():
+            self.orders[length] = RowOrder(found.rows, section.seed)
+            if isinstance(section, Attention) and section.levels == 2:
+                self.orders[length] = HalfOrder(found.rows, section.seed, self.batch_size(length))
 
     def batch_size(self, length: int) -> int:
         """Rows per global batch where rows of this length are first used."""

@@ -11,14 +11,24 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from frugalbert import dist
 from frugalbert.budget import Clock
-from frugalbert.config import FROM_SEARCH, FROM_SUPERNET, FROM_TEACHER, Machine, Pretrain, Supernet, Training
+from frugalbert.config import (
+    FROM_ATTENTION,
+    FROM_SEARCH,
+    FROM_SUPERNET,
+    FROM_TEACHER,
+    Attention,
+    Machine,
+    Pretrain,
+    Supernet,
+    Training,
+)
 from frugalbert.data import tokenizer as tokenizers
 from frugalbert.data.masking import Batch, Vocabulary
 from frugalbert.data.rows import read_index
@@ -42,6 +52,7 @@ if TYPE_CHECKING:
 ACTIVATIONS = {"cpu": 1 << 30, "cuda": 16 << 30}  # bytes of one micro-batch, unless the YAML says otherwise
 COMPILE_FROM_SECONDS = 600.0
 GRAPHS = 64  # of torch.compile
+OwnArch = TypeVar("OwnArch", Pretrain, Attention)
 Draw = Callable[[float, dict[str, int], int], Drawn]
 
 
@@ -77,16 +88,15 @@ def build(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Machin
     return run_training(section, inputs, out, machine, make)
 
 
-def resolved(section: Pretrain, inputs: dict[str, Path]) -> Pretrain:
-    """`from search` and `from supernet` replaced by what these stages have written."""
+def resolved(section: OwnArch, inputs: dict[str, Path]) -> OwnArch:
+    """`from search`, `from attention` and `from supernet` replaced by what these stages have written."""
     found: dict[str, Any] = {}
-    if section.arch == FROM_SEARCH:
-        found["arch"] = str((inputs["search"] / "arch.json").resolve())
-    if section.start == FROM_SEARCH:
-        found["start"] = str((inputs["search"] / "model").resolve())
-    if section.distill and section.distill.teacher == FROM_SUPERNET:
-        teacher = str((inputs["supernet"] / "model").resolve())
-        found["distill"] = section.distill.model_copy(update={"teacher": teacher})
+    for key, file in (("arch", "arch.json"), ("start", "model")):
+        if getattr(section, key) in (FROM_SEARCH, FROM_ATTENTION):
+            found[key] = str((inputs[getattr(section, key).removeprefix("from ")] / file).resolve())
+    lesson = section.distill if isinstance(section, Pretrain) else None
+    if lesson and lesson.teacher == FROM_SUPERNET:
+        found["distill"] = lesson.model_copy(update={"teacher": str((inputs["supernet"] / "model").resolve())})
     return section.model_copy(update=found)
 
 
@@ -240,7 +250,9 @@ def make_recipe(section: Training, folder: Path) -> Recipe:
     )
 
 
-def make_model(section: Pretrain, folder: Path, longest: int, vocabulary: Vocabulary, *, pairs: bool = False) -> Any:
+def make_model(
+    section: Pretrain | Attention, folder: Path, longest: int, vocabulary: Vocabulary, *, pairs: bool = False
+) -> Any:
     """The model to train, from `seed` or from the weights of `start`, with a head for sentence `pairs` if they are to
     be learnt. Raises ValueError if they do not fit."""
     arch = Arch.load(section.arch, folder)
@@ -256,7 +268,7 @@ def make_model(section: Pretrain, folder: Path, longest: int, vocabulary: Vocabu
 
 
 def first_weights(
-    section: Pretrain | Supernet, arch: Arch, folder: Path, vocabulary: Vocabulary, *, pairs: bool = False
+    section: Pretrain | Attention | Supernet, arch: Arch, folder: Path, vocabulary: Vocabulary, *, pairs: bool = False
 ) -> Any:
     """A model of `arch` with random weights of `section.seed`, or that of `section.start`, whatever its Arch.
 
