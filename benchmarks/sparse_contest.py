@@ -39,7 +39,7 @@ corpus: {sources: [text/wiki.txt], held_out: 0.02}
 tokenizer: {vocab_size: 2048}
 shards: {length: 128}
 """
-RECIPE = {"batch_size": 32, "optimizer": "muon", "learning_rate": 2e-3, "mask": {"rate": 0.15, "style": "bert"},
+RECIPE = {"batch_size": 16, "optimizer": "muon", "learning_rate": 2e-3, "mask": {"rate": 0.15, "style": "bert"},
           "checkpoints": {"every": "1000000steps"},
           "validation": {"rows": 512, "every": 0.25, "begin_every": 0.25, "end_every": 0.25}}  # fmt: skip
 LEARNED = {"unstructured": {"structure": "unstructured"}, "toeplitz": {"structure": "toeplitz"},

@@ -26,29 +26,27 @@ class _Renormalised(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scores_BHTT: Tensor, mask: Tensor, visible: Tensor | None) -> Tensor:
-        kept = mask > 0.0
         if visible is not None:
-            kept = kept & visible
-        hidden = scores_BHTT.masked_fill(~kept, -torch.inf).amax(-1, keepdim=True)
-        top = hidden.masked_fill(hidden == -torch.inf, 0.0)
-        open_BHTT = (scores_BHTT - top).clamp(max=CLAMP).exp()
-        if visible is not None:
-            open_BHTT = open_BHTT * visible
-        total = (mask * open_BHTT).sum(-1, keepdim=True)
-        ratio_BHTT = torch.where(total > 0.0, open_BHTT / total, 0.0)
-        ctx.save_for_backward(ratio_BHTT, mask)
-        return mask * ratio_BHTT
+            scores_BHTT = scores_BHTT.masked_fill(~visible, -torch.inf)
+        top = scores_BHTT.masked_fill(mask <= 0.0, -torch.inf).amax(-1, keepdim=True)
+        top.masked_fill_(top == -torch.inf, 0.0)
+        open_BHTT = (scores_BHTT - top).clamp_(max=CLAMP).exp_()
+        kept_BHTT = mask * open_BHTT
+        total = kept_BHTT.sum(-1, keepdim=True)
+        scale = torch.where(total > 0.0, 1.0 / total, 0.0)
+        kept_BHTT *= scale
+        ctx.save_for_backward(open_BHTT, scale, kept_BHTT, mask)
+        return kept_BHTT
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        ratio_BHTT, mask = ctx.saved_tensors
-        (gradient,) = gradients
-        kept_BHTT = mask * ratio_BHTT
-        gain_BHTT = gradient - (kept_BHTT * gradient).sum(-1, keepdim=True)
-        of_mask = ratio_BHTT * gain_BHTT if ctx.needs_input_grad[1] else None
-        if of_mask is not None and mask.ndim < 4:
-            of_mask = of_mask.sum(0)
-        return kept_BHTT * gain_BHTT, of_mask, None
+        open_BHTT, scale, kept_BHTT, mask = ctx.saved_tensors
+        gain_BHTT = gradients[0] - (kept_BHTT * gradients[0]).sum(-1, keepdim=True)
+        of_mask = None
+        if ctx.needs_input_grad[1]:
+            of_mask = (open_BHTT * scale).mul_(gain_BHTT)
+            of_mask = of_mask.sum(0) if mask.ndim < 4 else of_mask
+        return gain_BHTT.mul_(kept_BHTT), of_mask, None
 
 
 def probabilities(scores_BHTT: Tensor, mask: Tensor, visible: Tensor | None, gating: str) -> Tensor:
