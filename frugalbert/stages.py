@@ -369,6 +369,8 @@ def rehearsal(config: Config) -> Config:
                 key: item for key, item in small.items() if not (name == "tokenizer" and value[name].get("path"))
             }
             value[name] = {**value[name], **trained}
+            for phase in value[name].get("phases", ()):
+                phase.pop("batch_size", None)
     if (value.get("search") or {}).get("finetune"):
         value["search"]["finetune"] |= SMALL["finetune"]
     if (value.get("search") or {}).get("training"):

@@ -169,6 +169,13 @@ def test_the_rehearsal_is_the_same_pipeline_at_toy_size():
     assert config.report is not None
 
 
+def test_a_rehearsal_has_small_batches_in_every_phase():
+    config = stages.rehearsal(load(ROOT / "configs" / "sparsebert.yaml"))
+    assert config.pretrain is not None
+    assert [(phase.length, phase.batch_size) for phase in config.pretrain.phases] == [(512, None)]
+    assert config.pretrain.batch_size == 8
+
+
 def test_a_rehearsal_does_not_fine_tune_candidates_for_hours():
     config = stages.rehearsal(load(ROOT / "configs" / "autotinybert-mlm.yaml"))
     assert config.search is not None

@@ -157,6 +157,7 @@ def training_facts(found: Collected) -> list[tuple[str, str]]:
     ]
     total = _shown(count, at(summary, "parameters"))
     accuracy = at(summary, "final_validation_accuracy")
+    pairs = at(summary, "final_validation", "validation_pair_accuracy")
     facts = [
         ("Architecture", text_at(summary, "arch")),
         ("Parameters", f"{total} ({', '.join(split)})" if total and split else total),
@@ -168,6 +169,7 @@ def training_facts(found: Collected) -> list[tuple[str, str]]:
         ("GEMM ceiling", _shown(lambda value: f"{flops(value)}/s, measured", ceiling)),
         ("FLOP utilisation", _shown(lambda value: f"{percent(value)} of the ceiling", used)),
         ("Held-out accuracy", _shown(lambda value: f"{percent(value)} of masked tokens", accuracy)),
+        ("Sentence pairs", _shown(lambda value: f"{percent(value)} told apart, held out", pairs)),
         ("Precision", text_at(summary, "precision")),
         ("Micro-batch", _shown(lambda value: f"{count(value)} sequences", at(summary, "micro_batch"))),
         ("torch.compile", plain(summary.get("compile")) if "compile" in summary else ""),

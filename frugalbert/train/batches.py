@@ -134,7 +134,7 @@ def shares(batches: Sequence[Batch]) -> tuple[list[Micro], Tensor]:
 
 
 def _counts(batch: Batch) -> Tensor:
-    rows = torch.tensor(len(batch.input_ids), device=batch.input_ids.device)
+    rows = torch.full((), len(batch.input_ids), device=batch.input_ids.device)
     return torch.stack([(batch.labels != IGNORED).sum(), (batch.document_ids > 0).sum(), rows])
 
 

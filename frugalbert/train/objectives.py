@@ -68,7 +68,7 @@ class MaskedLM:
         output, labels = self._call(model, batch), batch.pair_labels
         if not self.pair_weight or labels is None:
             return masked_scores(output.loss, output.logits, batch)
-        count = torch.tensor(len(labels), device=labels.device)
+        count = torch.full((), len(labels), device=labels.device)
         return {
             **masked_scores(output.masked_loss, output.logits, batch),
             "validation_pair_loss": (output.pair_loss * count, count),
