@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import re
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +20,12 @@ from frugalbert.report.wording import clean, cleaned, figure
 from frugalbert.run import RECORD
 
 SELECTION = ("space", "supernet", "latency", "search")
-STAGES = ("corpus", "tokenizer", "shards", *SELECTION, "pretrain", "finetune", "export", "bench")
+POSITIONS = {"attention": "masks", "importance": "importance"}  # stage -> its file of figures and of pictures
+STAGES = ("corpus", "tokenizer", "shards", *SELECTION, *POSITIONS, "pretrain", "finetune", "export", "bench")
 PART = "stage.part.json"
 MOST_RECORDS = 20_000
 MOST_EXAMPLES = 8
-LARGEST_TOKENIZER = 50_000_000
+LARGEST_TOKENIZER = LARGEST_ARRAY = 50_000_000
 JOURNAL_CHECK = re.compile(rb"[0-9a-f]{8} (?=\{)")
 SAMPLE = "Returns the number of tokens in a batch, or raises ValueError if the input is empty."
 
@@ -51,6 +53,17 @@ class Selection:
 
 
 @dataclass
+class Positions:
+    """What a stage says of attention positions. `arrays`: (G, s, s) pictures and (G, n) curves by name, NaN = unknown;
+    `study`: with and without the diagonal."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, Any] = field(default_factory=dict)
+    training: Training = field(default_factory=Training)
+    study: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class Collected:
     """Everything the page shows. `wanted` are the stages the configuration asks for, in order."""
 
@@ -66,6 +79,8 @@ class Collected:
     pieces: list[str] = field(default_factory=list)
     shards: dict[str, Any] = field(default_factory=dict)
     selection: Selection = field(default_factory=Selection)
+    attention: Positions = field(default_factory=Positions)
+    importance: Positions = field(default_factory=Positions)
     train: list[dict[str, Any]] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
@@ -90,6 +105,8 @@ def collect(run: Path) -> Collected:
     _read_tokenizer(run / "tokenizer", found)
     found.shards = _mapping(run / "shards" / "index.json", found)
     _read_selection(run, found)
+    for stage, into in (("attention", found.attention), ("importance", found.importance)):
+        _read_positions(run / stage, POSITIONS[stage], into, found)
     _read_metrics(run / "pretrain" / "metrics.jsonl", found, found)
     found.summary = _mapping(run / "pretrain" / "summary.json", found)
     found.results = _rows(run / "finetune" / "results.json", found)
@@ -156,6 +173,13 @@ def _read_selection(run: Path, found: Collected) -> None:
     selection.search = _mapping(run / "search" / "search.json", found)
 
 
+def _read_positions(folder: Path, name: str, into: Positions, found: Collected) -> None:
+    into.facts = _mapping(folder / f"{name}.json", found)
+    into.arrays = _arrays(folder / f"{name}.npz", ("probability", "kept", "by_distance"), found)
+    _read_metrics(folder / "metrics.jsonl", found, into.training)
+    into.study = _mapping(folder / "results.json", found)
+
+
 def _read_metrics(path: Path, found: Collected, into: Collected | Training) -> None:
     """Events, training and validation records; steps repeated after a restart replace the earlier ones."""
     for record in _lines(path, found):
@@ -199,6 +223,23 @@ def _rows(path: Path, found: Collected) -> list[dict[str, Any]]:
     if value is not None and (not isinstance(value, list) or len(rows) < len(value)):
         found.problems.append(f"{_place(path)} does not hold what it should")
     return rows
+
+
+def _arrays(path: Path, names: tuple[str, ...], found: Collected) -> dict[str, Any]:
+    """The arrays of these names in an .npz file that are of sane size, as float32."""
+    import numpy as np
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = {item.filename: item.file_size for item in archive.infolist()}
+        wanted = [name for name in names if sizes.get(f"{name}.npy", LARGEST_ARRAY) < LARGEST_ARRAY]
+        with np.load(path, allow_pickle=False) as file:
+            return {name: np.asarray(file[name], np.float32) for name in wanted}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except Exception as error:  # zipfile, zlib and numpy raise what they like for damaged files
+        found.problems.append(f"{_place(path)} cannot be read ({clean(str(error))[:200]})")
+        return {}
 
 
 def _lines(path: Path, found: Collected) -> Iterator[dict[str, Any]]:

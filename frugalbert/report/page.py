@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from frugalbert.report import planes, plots, selection, tables
-from frugalbert.report.collect import SAMPLE, SELECTION, STAGES, Collected, collect
+from frugalbert.report import attention, importance, planes, plots, selection, tables
+from frugalbert.report.collect import POSITIONS, SAMPLE, SELECTION, STAGES, Collected, collect
 from frugalbert.report.plots import Curve, Dots
 from frugalbert.report.svg import Plot, finish
 from frugalbert.report.verdicts import (
@@ -89,6 +89,8 @@ def _figures(found: Collected) -> tuple[dict[str, Plot], str]:
     """Every figure there is data for, by name, and the rules for their classes."""
     drawn: dict[str, Plot | None] = {
         **planes.figures(found),
+        **attention.figures(found),
+        **importance.figures(found),
         "over_tokens": _loss(found, "tokens"),
         "over_time": _loss(found, "seconds"),
         "throughput": _throughput(found),
@@ -199,8 +201,12 @@ def _context(found: Collected) -> dict[str, Any]:
         "found": found,
         "lead": _lead(found),
         "tiles": _tiles(found),
-        "verdicts": [*selection.verdicts(found), *verdicts(found)],
+        "verdicts": [
+            *selection.verdicts(found), *attention.verdicts(found), *importance.verdicts(found), *verdicts(found)
+        ],
         "selection": selection.context(found),
+        "attention": attention.context(found),
+        "importance": importance.context(found),
         "missing": _missing(found),
         "problems": found.problems[:20],
         "drifts": tables.drifts(found),
@@ -291,12 +297,15 @@ def _score_tile(found: Collected) -> list[tuple[str, str, str]]:
 def _missing(found: Collected) -> list[str]:
     """One sentence per stage that should be there and is not done."""
     lines = []
-    for name in found.wanted or [stage for stage in STAGES if stage not in SELECTION]:
+    for name in found.wanted or [stage for stage in STAGES if stage not in (*SELECTION, *POSITIONS)]:
         if name in found.stages:
             continue
         begun = name in found.unfinished
         more = f" ({found.trials} trials so far)" if name == "finetune" and found.trials else ""
-        records = {"pretrain": found.train, "supernet": found.selection.supernet.train}.get(name, [])
+        records = {
+            "pretrain": found.train, "supernet": found.selection.supernet.train,
+            "attention": found.attention.training.train, "importance": found.importance.training.train,
+        }.get(name, [])  # fmt: skip
         if begun and records:
             more = f" ({percent(records[-1].get('progress'), 0)} of the budget so far)"
         lines.append(f"{tables.title(name)} has {'not finished' if begun else 'not run'}{more}.")

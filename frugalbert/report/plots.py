@@ -177,6 +177,31 @@ def weighted(
         return plot_of(figure, alt)
 
 
+def distances(panels: dict[str, Sequence[Curve]], alt: str) -> Plot:
+    """A panel by title: curves over distances 0, 1, 2, … on a logarithmic axis; those without a label are faint."""
+    with _drawing():
+        figure = _figure(60 + 165 * len(panels))
+        rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        longest = max((x for curves in panels.values() for curve in curves for x in curve.x), default=1.0)
+        for axes, (title, lines) in zip(rows, panels.items(), strict=True):
+            for line in lines:
+                width, alpha = (1.8, 1.0) if line.label else (0.8, 0.35)
+                axes.plot(line.x, line.y, color=COLOURS[line.colour], linewidth=width, alpha=alpha,
+                          label=line.label or None)  # fmt: skip
+            axes.set_xscale("symlog", linthresh=1.0, linscale=0.4)
+            axes.set_xticks([x for x in (0, 1, 2, *(2**power for power in range(2, 20))) if x <= max(1.0, longest)])
+            axes.minorticks_off()
+            axes.xaxis.set_major_formatter(lambda value, _: tick(value))
+            axes.yaxis.set_major_formatter(lambda value, _: tick(value))
+            axes.margins(y=0.08)
+            _title(axes, title)
+        rows[-1].set_xlim(0, max(1.0, longest))
+        rows[-1].set_xlabel("distance in tokens", loc="right")
+        if any(line.label for line in next(iter(panels.values()))):
+            figure.legend(*rows[0].get_legend_handles_labels(), loc="outside lower left", ncols=4, columnspacing=1.2)
+        return plot_of(figure, alt)
+
+
 def throughput(curve: Curve, mean: float | None, tokens_at_ceiling: float | None, alt: str) -> Plot:
     """Tokens per second over time; the right axis is the share of the ceiling, if that many tokens/s is known."""
     size, unit = _unit("seconds", max(curve.x))

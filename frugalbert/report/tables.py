@@ -49,7 +49,8 @@ COSTS = {
 }  # fmt: skip
 TITLES = {
     "corpus": "Corpus", "tokenizer": "Tokenizer", "shards": "Shards", "space": "Space",
-    "supernet": "Super-network", "latency": "Latency table", "search": "Search", "pretrain": "Pre-training",
+    "supernet": "Super-network", "latency": "Latency table", "search": "Search", "attention": "Attention masks",
+    "importance": "Importance of positions", "pretrain": "Pre-training",
     "finetune": "Fine-tuning", "export": "Export", "bench": "Latency",
 }  # fmt: skip
 
