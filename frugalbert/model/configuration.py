@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 
 from .arch import Arch
 from .backends import BACKENDS
+from .patterns import parse
 
 AUTO_CLASSES = {
     "AutoConfig": "configuration.FrugalConfig",
@@ -55,7 +56,8 @@ class FrugalConfig(PreTrainedConfig):
         self.num_hidden_layers = len(arch.layers)
         self.num_attention_heads = max(layer.heads for layer in arch.layers)
         self.intermediate_size = max(layer.ffn for layer in arch.layers)
-        self.max_position_embeddings = arch.max_length
+        reach = [head.reach for layer in arch.layers for head in parse(layer.pattern) if head.reach is not None]
+        self.max_position_embeddings = min(arch.max_length, *reach) if reach else arch.max_length
         self.type_vocab_size = arch.token_types
         if self.zero_init_outputs is None:
             self.zero_init_outputs = arch.family == "modern"

@@ -127,7 +127,7 @@ def _mix(query: Tensor, key: Tensor, value: Tensor, keys_RN: Tensor, mask: Tenso
     place = (*query.shape[:3], -1, query.shape[-1])
     numbers = keys_RN.flatten()
     scores = torch.matmul(query, key.index_select(2, numbers).view(place).transpose(-1, -2))
-    weights = torch.softmax(scores + mask, -1)
+    weights = torch.softmax(scores.add_(mask), -1)
     weights = functional.dropout(weights, dropout, training=dropout > 0.0)
     return torch.matmul(weights, value.index_select(2, numbers).view(place))
 

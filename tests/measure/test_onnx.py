@@ -14,6 +14,7 @@ from onnx import helper
 
 from frugalbert.measure import onnx, session
 from frugalbert.measure.models import load_model
+from frugalbert.model import patterns
 from frugalbert.model.arch import Arch
 from frugalbert.model.configuration import FrugalConfig
 from frugalbert.model.modeling import FrugalModel
@@ -23,6 +24,10 @@ ARCHS = {
     "bert": "bert 2x32 heads=2 ffn=64 max_length=300",
     "bert-preln": "bert-preln 2x32 heads=2 ffn=64*1,32 head_dim=12 max_length=64",
     "modern": "modern 3x32 hidden=16,32,24 heads=2 ffn=40 pattern=dense,window:8,dense",
+    "sparse": "modern 3x32 heads=4 ffn=40 pattern="
+    f"explicit:320/{patterns.pack(np.random.default_rng(0).random((320, 320)) < 0.1)}|logsparse|signed:-3..0+20|dense,"
+    "toeplitz:0+3+100..|star|window:2|random:0.05/3,block-toeplitz:16/0+2",
+    "short": f"bert 1x32 heads=2 ffn=64 max_length=300 pattern=block:8/4/{patterns.pack(np.eye(4))}|nodiag",
 }
 
 
