@@ -22,9 +22,14 @@ ALLOWED = {
         "space", "train",
     },
     "plan": {
-        "budget", "config", "model.arch", "model.cost", "plan_teacher", "progress", "run", "space", "stages",
-        "train.phases", "yamlfile",
+        "config", "model.arch", "model.cost", "plan_attention", "plan_teacher", "plan_training", "progress", "run",
+        "space", "stages", "train.phases", "yamlfile",
     },
+    "plan_attention": {
+        "config", "model.arch", "model.backends", "model.cost", "model.patterns", "plan_training", "progress",
+        "train.phases",
+    },
+    "plan_training": {"budget", "config", "progress", "run", "train.phases"},
     "plan_teacher": {"config", "data.slots", "model.arch", "model.cost", "progress", "run"},
     "explain": {"budget", "config", "model.arch", "model.cost", "plugins", "progress", "train.curves"},
     "report": {"progress", "run"},

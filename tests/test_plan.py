@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frugalbert import plan
+from frugalbert import plan, plan_training
 from frugalbert.config import Config
 from frugalbert.model.arch import Arch
 from frugalbert.model.cost import forward_flops, parameter_count, training_flops
@@ -104,14 +104,14 @@ def seconds(text: str) -> float:
 
 
 def test_the_teacher_is_named_and_its_forward_pass_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(plan, "duration", str)
+    monkeypatch.setattr(plan_training, "duration", str)
     (tmp_path / "big").mkdir()
     content = {"model_type": "frugalbert", "arch": "modern 4x256 heads=4 ffn=256", "vocab_size": 4096}
     (tmp_path / "big" / "config.json").write_text(json.dumps(content))
     big, small = Arch.parse(content["arch"]), Arch.parse("modern 2x64 heads=2 ffn=64")
     known = {"tokenizer": {"vocab_size": 2048}}
     student = training_flops(small, 2048, 64, 0.2)
-    speed = dict(plan._speeds(Config.model_validate({"name": "x", "machine": {"device": "cpu"}}))).popitem()[1]
+    speed = dict(plan_training.speeds(Config.model_validate({"name": "x", "machine": {"device": "cpu"}}))).popitem()[1]
     for settings, masked in (({}, 0.2), ({"logits": 0.0, "hidden": 1.0}, 0.0)):
         said = taught(tmp_path, {"teacher": "big", **settings}, known)
         teacher = forward_flops(big, 64, vocab_size=2048, masked=masked, head="mlm")
