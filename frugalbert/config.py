@@ -666,6 +666,8 @@ class Attention(Training):
     """The encoder whose attention is to become sparse: as `pretrain.arch`; its own patterns do not matter."""
     start: str | None = None
     """Begin with these weights (a model directory or hub name, or `from search`) instead of random ones."""
+    pair_weight: Weight = 1.0
+    """As `pretrain.pair_weight`."""
     structure: Literal["unstructured", "toeplitz", "block", "block-toeplitz", "toeplitz-priced"] = "toeplitz"
     """What is switched together: single pairs (DAMu), distances i - j (DAMs), blocks, distances of blocks, or distances
     that pay for the blocks they touch. Hardware skips blocks, not pairs: only the last three save time."""

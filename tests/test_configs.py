@@ -35,6 +35,7 @@ def test_the_promised_ones_are_there():
         "distill-local-teacher",
         "distill-local",
         "sparsebert",
+        "long-2048",
     }
 
 

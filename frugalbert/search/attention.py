@@ -48,12 +48,13 @@ def train_masked(
     if "arch" in section.model_fields_set:
         section = section.model_copy(update={"arch": str(plain(Arch.load(section.arch, inputs["yaml"])))})
     machine = machine.model_copy(update={"compile": False})
+    pairs = section.pair_weight > 0.0 and pretrain.has_pairs(inputs["shards"])
     made: list[Masked] = []
 
     def make(longest: int, vocabulary: Vocabulary) -> pretrain.Method:
-        network = pretrain.make_model(section, inputs["yaml"], longest, vocabulary)
+        network = pretrain.make_model(section, inputs["yaml"], longest, vocabulary, pairs=pairs)
         made.append(Masked(network, section, structure))
-        objective = LearnedMasks(MaskedLM(section.isolate_documents))
+        objective = LearnedMasks(MaskedLM(section.isolate_documents, section.pair_weight if pairs else 0.0))
         return pretrain.Method(
             made[0], network, objective, "network.", PASSES, lambda draw: with_masks(draw, section),
             lambda run: made[0].join(run.optimizer),

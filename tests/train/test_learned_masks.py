@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from frugalbert.search import attention
 from frugalbert.train import pretrain
 from frugalbert.train.gating import probabilities
 from frugalbert.train.learned_masks import Masked, Structure, block_price, groups, logistic, relax
+from tests.conftest import ROOT
 from tests.train.small_run import SECTION, prepare
 
 STRUCTURES = [
@@ -218,6 +221,25 @@ def test_the_expected_density_counts_what_it_says():
     wanted = np.mean([patterns.pairs(head, 16) for head in heads]) / 256
     assert float(model.figures()["density_expected"]) == pytest.approx(wanted, abs=1e-5)
     assert float(model.figures()["density_kept"]) == pytest.approx(wanted, abs=1e-6)
+
+
+# ---- a task with a known answer --------------------------------------------------------------------------------------
+
+
+def test_it_finds_the_distances_that_a_task_needs_and_nothing_else():
+    """The planted task of benchmarks/planted_offsets.py, shorter: tokens at i - 3 and i + 5 have to be named."""
+    spec = importlib.util.spec_from_file_location("planted", ROOT / "benchmarks" / "planted_offsets.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        patch.setitem(sys.modules, "planted", script)
+        spec.loader.exec_module(script)
+    found = script.search({"penalty": 0.5, "mask_learning_rate": 0.05}, 0, 600)
+    assert found["distances"] == [3, 5]
+    assert found["accuracy"] > 0.9
+    assert script.control("toeplitz:9+14", 0, 150)["accuracy"] < 0.2
 
 
 # ---- the stage -------------------------------------------------------------------------------------------------------
