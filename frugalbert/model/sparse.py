@@ -22,7 +22,7 @@ from .flex import LEAST_CHANNELS, can_compile, flex
 from .patterns import parse
 from .tiles import best, groups
 
-PIECE = 1 << 20
+PIECE = 1 << 19
 """Scores in memory at once without gradients: small enough for the second cache and for malloc to keep the memory."""
 
 
@@ -33,6 +33,8 @@ class Tiles:
     order: Tensor | None
     keys_RN: Tensor
     """Numbers of key blocks among those of all patterns."""
+    counts: tuple[int, ...]
+    """How many of them each tile needs."""
     query_places_Rt: Tensor
     key_places_RC: Tensor
     """Places in the row; -1 for what is not there."""
@@ -72,13 +74,11 @@ def layout(pattern: str, length: int, shape: tuple[int, int], device: torch.devi
         allowed |= (queries[:, :, None] == keys[:, None]) & ~allowed.any(-1, keepdims=True)
         numbers = np.maximum(part.keys, 0) + head[:, None] * columns
         whole = len(part.tiles) == len(heads) * rows
-        tensors = (numbers, queries, keys, allowed)
-        found.append(
-            Tiles(
-                None if whole else torch.from_numpy(part.tiles).to(device),
-                *(torch.from_numpy(x).to(device) for x in tensors),
-            )
+        counts = tuple((part.keys >= 0).sum(1).tolist())
+        order, key_numbers, *rest = (
+            torch.from_numpy(x).to(device) for x in (part.tiles, numbers, queries, keys, allowed)
         )
+        found.append(Tiles(None if whole else order, key_numbers, counts, *rest))
     order = np.argsort(np.concatenate([part.tiles for part in parts]))
     return Layout(
         tile, block, len(heads), tuple(found), None if len(parts) == 1 else torch.from_numpy(order).to(device)
@@ -113,9 +113,10 @@ class Gather:
                 each = query.shape[0] * query.shape[1] * mask.shape[-1] * layout.tile
                 step = max(1, PIECE // each)
             for start in range(0, count, step):
-                some = slice(start, start + step)
+                some, most = slice(start, start + step), max(tiles.counts[start : start + step])
                 chosen = query[:, :, some] if tiles.order is None else query.index_select(2, tiles.order[some])
-                mixed.append(_mix(chosen, key, value, tiles.keys_RN[some], mask[:, :, some], dropout))
+                hidden = mask[:, :, some, :, : most * layout.block]
+                mixed.append(_mix(chosen, key, value, tiles.keys_RN[some, :most], hidden, dropout))
         out = torch.cat(mixed, 2) if len(mixed) > 1 else mixed[0]
         if layout.back is not None:
             out = out.index_select(2, layout.back)
@@ -124,12 +125,16 @@ class Gather:
 
 def _mix(query: Tensor, key: Tensor, value: Tensor, keys_RN: Tensor, mask: Tensor, dropout: float) -> Tensor:
     """Softmax(q k + mask) v of some tiles. In tiles of this size plain products are faster than the fused function."""
-    place = (*query.shape[:3], -1, query.shape[-1])
-    numbers = keys_RN.flatten()
-    scores = torch.matmul(query, key.index_select(2, numbers).view(place).transpose(-1, -2))
-    weights = torch.softmax(scores.add_(mask), -1)
-    weights = functional.dropout(weights, dropout, training=dropout > 0.0)
-    return torch.matmul(weights, value.index_select(2, numbers).view(place))
+    place, numbers = (*query.shape[:3], -1, query.shape[-1]), keys_RN.flatten()
+    fetched = key.index_select(2, numbers)
+    scores = torch.matmul(query, fetched.view(place).transpose(-1, -2)).add_(mask)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        weights = functional.dropout(torch.softmax(scores, -1), dropout, training=dropout > 0.0)
+        fetched = value.index_select(2, numbers)
+    else:  # the memory is in the cache already
+        weights = functional.dropout(torch.softmax(scores, -1, out=scores), dropout, training=dropout > 0.0)
+        torch.index_select(value, 2, numbers, out=fetched)
+    return torch.matmul(weights, fetched.view(place))
 
 
 def skipping(pattern: str, rows: Rows, x_BTD: Tensor, wanted: str, *, head_dim: int, dropout: bool) -> Attend | None:
