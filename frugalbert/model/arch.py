@@ -87,10 +87,7 @@ class LayerArch:
             _check_count(name, getattr(self, name))
         heads = parse(self.pattern)
         if len(heads) not in (1, self.heads):
-            raise ValueError(
-                f"the attention pattern is of {len(heads)} heads and the layer has {self.heads}; write one for each, "
-                "or one for all"
-            )
+            raise ValueError(f"attention of {len(heads)} heads, a layer of {self.heads}; write one for each or for all")
         object.__setattr__(self, "pattern", join(heads))
 
     @property
