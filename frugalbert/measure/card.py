@@ -16,7 +16,7 @@ from frugalbert import config as sections
 from frugalbert import run
 from frugalbert.dist import processor_name
 from frugalbert.measure.models import OURS, max_length
-from frugalbert.measure.provenance import base_of, found_by, hub_name, plain, start_of, taught_by
+from frugalbert.measure.provenance import base_of, found_by, hub_name, masked_by, plain, start_of, taught_by
 from frugalbert.progress import duration, number
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
@@ -25,7 +25,9 @@ LICENCES = frozenset(
     "gpl-2.0 gpl-3.0 lgpl-3.0 agpl-3.0 mpl-2.0 gfdl odc-by odbl pddl openrail unlicense unknown other".split()
 )
 """Identifiers that the hub knows; anything else is written as `other` with its name."""
-STAGES = ("corpus", "tokenizer", "shards", "space", "supernet", "latency", "search", "pretrain", "finetune")
+STAGES = (
+    "corpus", "tokenizer", "shards", "space", "supernet", "latency", "search", "attention", "pretrain", "finetune",
+)  # fmt: skip
 PIPELINES = {
     "ForMaskedLM": "fill-mask",
     "ForPairs": "fill-mask",
@@ -81,6 +83,7 @@ def _known(inputs: dict[str, Path]) -> dict[str, Any]:
         "summary": read("pretrain", "summary.json", {}),
         "search": read("search", "search.json", {}),
         "supernet": read("supernet", "summary.json", {}),
+        "masks": read("attention", "masks.json", {}),
         "corpus": read("corpus", "index.json", {}),
         "results": read("finetune", "results.json", []),
     }
@@ -207,8 +210,9 @@ def _facts(section: sections.Export, known: dict[str, Any], result: dict[str, An
     loss = summary.get("final_validation_loss")
     facts = {
         "base model": base_of(known),
-        "architecture": f"`{result['arch']}`",
+        "architecture": f"`{_brief(result['arch'])}`",
         "found by": found_by(known),
+        "attention": masked_by(known),
         "taught by": taught_by(known),
         "parameters": f"{result['parameters']:,}",
         "FLOPs": f"{number(flops)} per token, forward, at length {result.get('length')}" if flops else None,
@@ -224,6 +228,11 @@ def _facts(section: sections.Export, known: dict[str, Any], result: dict[str, An
         f"{summary.get('unigram_nll', float('nan')):.4f}, bigrams {summary.get('bigram_nll', float('nan')):.4f})",
     }  # fmt: skip
     return [(key, value) for key, value in facts.items() if value]
+
+
+def _brief(arch: str) -> str:
+    """Long attention patterns cut (config.json has them whole), and nothing that a table would take for its own."""
+    return re.sub(r"(?<=pattern=)\S{60,}", lambda match: match[0][:50] + "…", arch).replace("|", "\\|")
 
 
 def _usage(result: dict[str, Any]) -> str:

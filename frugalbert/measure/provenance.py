@@ -30,6 +30,8 @@ def start_of(known: dict[str, Any]) -> Any:
     start = known["records"]["pretrain"].get("section", {}).get("start")
     if start == sections.FROM_TEACHER:
         start = _teacher(known)
+    elif start == sections.FROM_ATTENTION:
+        start = known["records"]["attention"].get("section", {}).get("start")
     return known["records"]["supernet"].get("section", {}).get("start") if start in OWN else start
 
 
@@ -53,7 +55,10 @@ def found_by(known: dict[str, Any]) -> str | None:
     """How a search chose the architecture; None if somebody else did."""
     records, search, trained = known["records"], known["search"], known["supernet"]
     pretrain, asked = (records[name].get("section", {}) for name in ("pretrain", "search"))
-    if pretrain.get("arch") != sections.FROM_SEARCH or not search:
+    source = pretrain.get("arch")
+    if source == sections.FROM_ATTENTION:
+        source = records["attention"].get("section", {}).get("arch")
+    if source != sections.FROM_SEARCH or not search:
         return None
     limits = [
         f"{name.replace('_', ' ')} {'at least' if name == 'speedup' else 'at most'} {number(ends[0])}"
@@ -71,6 +76,17 @@ def found_by(known: dict[str, Any]) -> str | None:
     if pretrain.get("start") == sections.FROM_SEARCH:
         text += " Training began with the slice's weights."
     return text
+
+
+def masked_by(known: dict[str, Any]) -> str | None:
+    """How sparse the attention is, and where its masks come from; None if they were not learnt in the run."""
+    pretrain, masks = known["records"]["pretrain"].get("section", {}), known["masks"]
+    if pretrain.get("arch") != sections.FROM_ATTENTION or not masks:
+        return None
+    text = f"learnt masks ({plain(masks['structure'])}): {masks['density']:.1%} of pairs and "
+    text += f"{masks['occupancy']['64']:.0%} of 64 x 64 blocks at {masks['length']:,} tokens. "
+    kept = pretrain.get("start") == sections.FROM_ATTENTION
+    return text + ("Training went on from the weights that learnt them." if kept else "Training began anew with them.")
 
 
 def _judged(asked: dict[str, Any], records: dict[str, Any], trained: dict[str, Any]) -> str:

@@ -161,10 +161,13 @@ SEARCH = {
 }
 
 
-def searched(inputs: dict[str, Path], measured: dict[str, Any], **pretrain: str) -> dict[str, Path]:
+def searched(
+    inputs: dict[str, Path], measured: dict[str, Any], attention: dict[str, Any] | None = None, **pretrain: Any
+) -> dict[str, Path]:
     """`inputs` with the stages of a search, and a pretraining of what it found."""
-    config = Config.model_validate({**YAML, **SEARCH, "pretrain": {"budget": "5m", "arch": "from search", **pretrain}})
-    folders = {name: inputs["corpus"].parent / name for name in card.STAGES}
+    more = {"attention": attention, "pretrain": {"budget": "5m", "arch": "from search", **pretrain}}
+    config = Config.model_validate({**YAML, **SEARCH, **more})
+    folders = {name: inputs["corpus"].parent / name for name in card.STAGES if getattr(config, name) is not None}
     for name, folder in folders.items():
         folder.mkdir(exist_ok=True)
         record = {"stage": name, "section": getattr(config, name).model_dump(mode="json"), "fingerprint": f"{name}-h"}
@@ -189,6 +192,29 @@ def test_an_architecture_from_a_search_says_so(inputs: dict[str, Path]):
     recipe = yaml.safe_load(text.split("````yaml\n")[1].split("\n````")[0])
     assert recipe["search"] == {"limit": {"latency_ms": [8.0], "parameters": [1e5, 1e6]}}
     assert Config.model_validate(recipe).search == Config.model_validate({**YAML, **SEARCH}).search
+
+
+def test_learnt_masks_stand_in_the_card(inputs: dict[str, Path]):
+    """They are no base model; a search before them is told as well; a pattern breaks no table and fills no page."""
+    sparse = {"attention": {"arch": "from search", "start": "from search", "budget": "1h", "density": 0.1}}
+    folders = searched(inputs, {}, arch="from attention", start="from attention", **sparse)
+    masks = {"structure": "toeplitz", "density": 0.0983, "occupancy": {"64": 0.41}, "length": 1024}
+    (folders["attention"] / "masks.json").write_text(json.dumps(masks))
+    pattern = "toeplitz:0..3+17|toeplitz:" + "+".join(map(str, range(0, 90, 2)))
+    text = card.render(Export(), folders, {**RESULT, "arch": f"bert 2x32 heads=2 ffn=64 pattern={pattern}"})
+    assert "| architecture | `bert 2x32 heads=2 ffn=64 pattern=toeplitz:0..3+17\\|toeplitz:0+2+4+" in text
+    assert "…` |" in text
+    assert (
+        "| attention | learnt masks (toeplitz): 9.8% of pairs and 41% of 64 x 64 blocks at 1,024 tokens. Training went "
+        "on from the weights that learnt them. |"
+    ) in text
+    assert "| found by | search by evolution over 200 of 480 architectures" in text
+    assert "none: trained from random weights" in text
+    assert ModelCard(text).data.base_model is None
+    recipe = yaml.safe_load(text.split("````yaml\n")[1].split("\n````")[0])
+    assert Config.model_validate(recipe).attention is not None
+    again = searched(inputs, {}, arch="from attention", attention=sparse["attention"] | {"start": "some/bert"})
+    assert "Training began anew with them." in card.render(Export(), again, RESULT)
 
 
 def test_short_trainings_and_a_teacher_stand_in_the_card(inputs: dict[str, Path]):
