@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 
 from frugalbert.model import flex, patterns, sparse, tiles
 from frugalbert.model.backends import choose
@@ -153,7 +154,8 @@ def test_it_trains_alike_and_its_compiled_layers_too():
         if compiled:
             for layer in model.model.layers:
                 layer.compile(backend="eager", fullgraph=True, dynamic=False)
-        model(ids, attention_mask=padding(2, 200), labels=ids).loss.backward()
+        with torch._dynamo.config.patch(recompile_limit=64):  # as the training stage has it
+            model(ids, attention_mask=padding(2, 200), labels=ids).loss.backward()
         return [parameter.grad for parameter in model.parameters()]
 
     masked, skipped = both(LINES[0], gradients, head="mlm")
