@@ -119,7 +119,7 @@ def _has_what_the_page_lists(world: Path) -> None:
 
 def test_the_yaml_of_the_page_is_valid():
     found = [validate(parse(text, "README"), (), "README") for text in blocks("yaml")]
-    assert [config.name for config in found] == ["my-encoder", "eight-milliseconds", "extracted", "student"]
+    assert [config.name for config in found] == ["my-encoder", "eight-milliseconds", "extracted", "student", "sparse"]
 
 
 def test_make_commands_do_what_the_page_says(tmp_path: Path):

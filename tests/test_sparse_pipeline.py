@@ -74,8 +74,10 @@ def test_card_bench_and_report_know_them(finished: Path):
     rows = [json.loads(line) for line in (run / "bench" / "latency.jsonl").read_text().splitlines()]
     assert {row["kind"] for row in rows} == {"torch", "onnx"}
     page = (run / "report" / "report.html").read_text()
-    for words in ("Probability of every pair", "Pairs that are kept", "Importance of every pair", "One seed shows nothing",
-                  "no speed-up is to be expected", "With and without the diagonal"):  # fmt: skip
+    for words in (
+        "Probability of every pair", "Pairs that are kept", "Importance of every pair", "One seed shows nothing",
+        "no speed-up is to be expected", "With and without the diagonal",
+    ):  # fmt: skip
         assert words in page, words
 
 

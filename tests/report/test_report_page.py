@@ -128,7 +128,10 @@ def test_payloads_in_the_title_the_directory_and_broken_files(tmp_path: Path):
 
 
 def test_the_check_itself_can_fail():
-    for bad in ("<p onclick='x()'>", "<img src='x.png'>", "<video>", "<p class='\"><b'></p>", '<a href="https://x.example">x</a>', "<b></p>"):
+    for bad in (
+        "<p onclick='x()'>", "<img src='x.png'>", "<video>", "<p class='\"><b'></p>",
+        '<a href="https://x.example">x</a>', "<b></p>",
+    ):  # fmt: skip
         with pytest.raises(AssertionError):
             read(bad)
 
