@@ -1,6 +1,7 @@
 """Which pairs of tokens are worth keeping? Learned and fixed attention masks of one density, trained from scratch.
 
-Corpus, tokenizer and shards are the product's stages on real Wikipedia text (`--work DIR`, continued where it stood).
+Corpus, tokenizer and shards are the product's stages on real Wikipedia text (`--work DIR`, continued where it stood); 512
+byte pairs are its vocabulary, so that what stands near matters and a small encoder sees it within minutes.
 Every mask keeps 1,666 of 128 x 128 pairs, LogSparse's number (10.2 %), exact to one pair of pairs; the families of the
 others are filled up (`frugalbert.search.densities`). Then the same encoder is trained with each, same data, order,
 steps and seeds.
@@ -12,7 +13,7 @@ steps and seeds.
   dense                           all pairs: another density, for scale
 Held-out masked-LM loss and SST-2 (2,000 training examples), paired by seed, with 95 % intervals of differences to band.
 
-    python benchmarks/sparse_contest.py --work DIR [--steps 1000] [--seeds 3] [--random-seeds 1] [--workers 2]
+    python benchmarks/sparse_contest.py --work DIR [--steps 600] [--seeds 3] [--random-seeds 1] [--workers 2]
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ YAML = """
 name: sparse-contest
 machine: {threads: 1}
 corpus: {sources: [text/wiki.txt], held_out: 0.02}
-tokenizer: {vocab_size: 2048}
+tokenizer: {kind: bpe, vocab_size: 512}
 shards: {length: 128}
 """
-RECIPE = {"batch_size": 16, "optimizer": "muon", "learning_rate": 2e-3, "mask": {"rate": 0.15, "style": "bert"},
+RECIPE = {"batch_size": 32, "optimizer": "muon", "learning_rate": 2e-3, "mask": {"rate": 0.15, "style": "bert"},
           "checkpoints": {"every": "1000000steps"},
           "validation": {"rows": 512, "every": 0.25, "begin_every": 0.25, "end_every": 0.25}}  # fmt: skip
 LEARNED = {"unstructured": {"structure": "unstructured"}, "toeplitz": {"structure": "toeplitz"},
@@ -77,10 +78,10 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--random-seeds", type=int, default=1, help="trainings of each random mask")
-    parser.add_argument("--megabytes", type=int, default=16, help="of Wikipedia text")
+    parser.add_argument("--megabytes", type=int, default=8, help="of Wikipedia text")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--no-continued", dest="continued", action="store_false")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "sparse_contest.json")
@@ -123,7 +124,7 @@ def search(task: dict[str, Any]) -> dict[str, Any]:
     inputs, folder = inputs_of(task, "searches")
     out = folder / "attention"
     out.mkdir(exist_ok=True)
-    values = {**RECIPE, **LEARNED[task["name"]], "arch": ARCH, "density": DENSITY, "mask_learning_rate": 0.03}
+    values = {**RECIPE, **LEARNED[task["name"]], "arch": ARCH, "density": DENSITY, "mask_learning_rate": 0.05}
     values |= {"budget": f"{task['steps']}steps", "seed": task["seed"]}
     attention.build(Attention.model_validate(values), inputs, out, Machine(device="cpu", threads=1))
     facts = run.read_json(out / "masks.json")
