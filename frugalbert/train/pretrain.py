@@ -281,7 +281,8 @@ def first_weights(
     detects = isinstance(section, Pretrain) and section.objective == "rtd"
     kind = FrugalForReplacedTokenDetection if detects else FrugalForPairs if pairs else FrugalForMaskedLM
     if section.start is None:
-        return kind(FrugalConfig.from_arch(arch, vocabulary.size, vocabulary.pad, section.dropout)).train()
+        sizes = (arch, vocabulary.size, vocabulary.pad, section.dropout)
+        return kind(FrugalConfig.from_arch(*sizes, sep_token_id=vocabulary.sep)).train()
     return load_model(section.start, "pretrain.start", folder, kind, vocabulary, section.dropout).train()
 
 
@@ -291,7 +292,10 @@ def with_generator(section: Pretrain, model: Any) -> Electra:
     from frugalbert.model.modeling import FrugalForMaskedLM
 
     small = generator_arch(model.config.to_arch(), section.replaced.generator_width)
-    config = FrugalConfig.from_arch(small, model.config.vocab_size, model.config.pad_token_id, section.dropout)
+    known = model.config
+    config = FrugalConfig.from_arch(
+        small, known.vocab_size, known.pad_token_id, section.dropout, sep_token_id=known.sep_token_id
+    )
     return Electra(FrugalForMaskedLM(config), model).train()
 
 

@@ -214,6 +214,7 @@ def test_starting_from_weights(trained: tuple[Path, dict[str, Any]], inputs: dic
     section = small_run.section(start=start)
     words = Vocabulary.from_tokenizer(load(inputs["tokenizer"]))
     model = pretrain.make_model(section, tmp_path, 32, words)
+    assert model.config.sep_token_id == words.sep  # patterns may name it
     again = pretrain.make_model(section, tmp_path, 32, words)
     for one, other in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
