@@ -101,9 +101,6 @@ class FrugalModel(FrugalPreTrainedModel):
             if keep:
                 states += (x_BTD,)
             if layer.rotary not in rotaries:
-                places = (
-                    torch.arange(x_BTD.shape[1], device=x_BTD.device)[None] if position_ids is None else position_ids
-                )
                 rotaries[layer.rotary] = rotary_tables(places, *layer.rotary, x_BTD.dtype)
             mask = masks[layer.pattern] if gates is None else gates(index, visible)
             x_BTD = layer(x_BTD, mask, rotaries[layer.rotary])
