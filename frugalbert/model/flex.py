@@ -91,6 +91,7 @@ def _change(real_BT: Tensor | None, document_BT: Tensor | None) -> Callable[...,
 
 
 @functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is kept may be trained with later
 def _block_mask(pattern: str, length: int, whole: int, device: torch.device) -> Any:
     """Of the first `length` tokens; those that fill up to `whole` see and are seen by themselves alone."""
     from torch.nn.attention.flex_attention import create_block_mask

@@ -23,7 +23,7 @@ from .patterns import parse
 from .tiles import best, groups
 
 PIECE = 1 << 19
-"""Scores in memory at once without gradients: small enough for the second cache and for malloc to keep the memory."""
+"""Scores in memory at once on a CPU without gradients: small enough for its cache, and for malloc to keep the memory."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Layout:
 
 
 @functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is kept may be trained with later
 def layout(pattern: str, length: int, shape: tuple[int, int], device: torch.device) -> Layout:
     """The tensors of `tiles.groups` for tiles of `shape` = (queries, keys of a block)."""
     tile, block = shape
@@ -109,7 +110,7 @@ class Gather:
         for tiles, mask in zip(layout.groups, self.masks, strict=True):
             count = len(tiles.keys_RN)
             step = count
-            if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            if query.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
                 each = query.shape[0] * query.shape[1] * mask.shape[-1] * layout.tile
                 step = max(1, PIECE // each)
             for start in range(0, count, step):
@@ -182,6 +183,7 @@ def _added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def _static(made: Layout, dtype: torch.dtype) -> tuple[Tensor, ...]:
     return tuple(_added(tiles.allowed_RtC[None, None], dtype) for tiles in made.groups)
 

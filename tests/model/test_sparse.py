@@ -165,6 +165,13 @@ def test_it_trains_alike_and_its_compiled_layers_too():
         assert (third - other).abs().max() < 1e-5
 
 
+def test_what_inference_has_cached_may_be_trained_with():
+    model, ids = build("modern 2x32 heads=4 ffn=40 pattern=star", "mlm", attention_backend="gather"), tokens(1, 333)
+    with torch.inference_mode():
+        model(ids)
+    model(ids, labels=ids).loss.backward()
+
+
 def test_bf16_training_is_near_fp32():
     ids = tokens(1, 400)
 
