@@ -23,14 +23,15 @@ from .patterns import parse
 from .tiles import best, groups
 
 PIECE = 1 << 19
-"""Scores in memory at once on a CPU without gradients: small enough for its cache, and for malloc to keep the memory."""
+"""Scores in memory at once on a CPU without gradients: small enough for its cache and for malloc to keep them."""
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """A group of tiles as tensors. `order` is None if the tiles are all there are, in their order."""
+    """A group of tiles as tensors. `all` says that the tiles are all there are, in their order."""
 
-    order: Tensor | None
+    all: bool
+    tiles_R: Tensor
     keys_RN: Tensor
     """Numbers of key blocks among those of all patterns."""
     counts: tuple[int, ...]
@@ -44,13 +45,12 @@ class Tiles:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """All groups of a pattern at a length. `back` puts their tiles, one group after the other, in order again."""
+    """All groups of a pattern at a length."""
 
     tile: int
     block: int
     patterns: int
     groups: tuple[Tiles, ...]
-    back: Tensor | None
 
 
 @functools.lru_cache(maxsize=16)
@@ -74,16 +74,12 @@ def layout(pattern: str, length: int, shape: tuple[int, int], device: torch.devi
         )
         allowed |= (queries[:, :, None] == keys[:, None]) & ~allowed.any(-1, keepdims=True)
         numbers = np.maximum(part.keys, 0) + head[:, None] * columns
-        whole = len(part.tiles) == len(heads) * rows
         counts = tuple((part.keys >= 0).sum(1).tolist())
         order, key_numbers, *rest = (
             torch.from_numpy(x).to(device) for x in (part.tiles, numbers, queries, keys, allowed)
         )
-        found.append(Tiles(None if whole else order, key_numbers, counts, *rest))
-    order = np.argsort(np.concatenate([part.tiles for part in parts]))
-    return Layout(
-        tile, block, len(heads), tuple(found), None if len(parts) == 1 else torch.from_numpy(order).to(device)
-    )
+        found.append(Tiles(len(parts) == 1, order, key_numbers, counts, *rest))
+    return Layout(tile, block, len(heads), tuple(found))
 
 
 def _blocks(x_BHTK: Tensor, patterns: int, size: int) -> Tensor:
@@ -106,21 +102,23 @@ class Gather:
         layout, length = self.layout, query_BHTK.shape[2]
         query = _blocks(query_BHTK * query_BHTK.shape[-1] ** -0.5, layout.patterns, layout.tile)
         key, value = (_blocks(x, layout.patterns, layout.block) for x in (key_BHTK, value_BHTK))
-        mixed: list[Tensor] = []
+        out: Tensor | None = None
         for tiles, mask in zip(layout.groups, self.masks, strict=True):
-            count = len(tiles.keys_RN)
-            step = count
+            step = count = len(tiles.keys_RN)
             if query.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
                 each = query.shape[0] * query.shape[1] * mask.shape[-1] * layout.tile
                 step = max(1, PIECE // each)
             for start in range(0, count, step):
                 some, most = slice(start, start + step), max(tiles.counts[start : start + step])
-                chosen = query[:, :, some] if tiles.order is None else query.index_select(2, tiles.order[some])
+                chosen = query[:, :, some] if tiles.all else query.index_select(2, tiles.tiles_R[some])
                 hidden = mask[:, :, some, :, : most * layout.block]
-                mixed.append(_mix(chosen, key, value, tiles.keys_RN[some, :most], hidden, dropout))
-        out = torch.cat(mixed, 2) if len(mixed) > 1 else mixed[0]
-        if layout.back is not None:
-            out = out.index_select(2, layout.back)
+                mixed = _mix(chosen, key, value, tiles.keys_RN[some, :most], hidden, dropout)
+                if step >= count and tiles.all:
+                    out = mixed
+                    continue
+                out = mixed.new_empty(query.shape) if out is None else out
+                out.index_copy_(2, tiles.tiles_R[some], mixed)
+        assert out is not None
         return out.reshape(*query_BHTK.shape[:2], -1, query_BHTK.shape[-1])[:, :, :length]
 
 
