@@ -37,7 +37,7 @@ def take_step(run: Run) -> None:
     if moved:
         rate = max(group["lr"] for group in run.optimizer.param_groups)
         _log(run, figures | {"tokens": float(tokens)}, {"learning_rate": rate, "grad_norm": norm, **drawn.figures})
-        _notice_spike(run, figures["loss"])
+        _notice_spike(run, figures.get("text_loss", figures["loss"]))  # without what a penalty adds
     elif not good:
         _reject(run, drawn, figures["loss"], norm)
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from frugalbert.config import Machine, Pretrain
+from frugalbert.config import Attention, Machine, Pretrain
 from frugalbert.data.rows import INDEX, index_checksum
 from frugalbert.run import sha256, write_json
+from frugalbert.search import attention
 from frugalbert.train import pretrain
 from tests.data.small_shards import small_tokenizer, write_shards
 
@@ -76,10 +77,13 @@ def section(**values: Any) -> Pretrain:
 
 
 def run(inputs: dict[str, Path], out: Path, machine: dict[str, Any] | None = None, **values: Any) -> dict[str, Any]:
-    """Run the stage; its summary."""
+    """Run the stage, or, with a `structure`, the stage `attention`; its summary."""
     out.mkdir(parents=True, exist_ok=True)
     settings = Machine.model_validate({"device": "cpu", "threads": 1, "micro_batch": 4, **(machine or {})})
-    pretrain.build(section(**values), inputs, out, settings)
+    if "structure" in values:
+        attention.build(Attention.model_validate({**SECTION, **values}), inputs, out, settings)
+    else:
+        pretrain.build(section(**values), inputs, out, settings)
     return json.loads((out / "summary.json").read_text()) if os.environ.get("RANK", "0") == "0" else {}
 
 

@@ -27,7 +27,9 @@ from frugalbert.train import pretrain
 from frugalbert.train.gating import probabilities
 from frugalbert.train.learned_masks import Masked, Structure, block_price, groups, logistic, relax
 from tests.conftest import ROOT
+from tests.train import small_run
 from tests.train.small_run import SECTION, prepare
+from tests.train.test_ranks import launch
 
 STRUCTURES = [
     Structure("unstructured", 16, 4, True), Structure("unstructured", 16, 4, False), Structure("toeplitz", 16, 4, True),
@@ -317,6 +319,19 @@ def test_a_search_that_was_killed_ends_the_same(inputs: dict[str, Path], tmp_pat
         assert (out / name).read_bytes() == (tmp_path / "whole" / "attention" / name).read_bytes()
     arrays = [np.load(path / "masks.npz")["logits"] for path in (out, tmp_path / "whole" / "attention")]
     assert (arrays[0] == arrays[1]).all()
+
+
+def test_two_ranks_learn_the_masks_of_one(inputs: dict[str, Path], tmp_path: Path):
+    """The same masks on both in every step, though each sees other rows."""
+    values = {"structure": "toeplitz", "density": 0.3, "batch_size": 6, "global_positions": [0]}
+    small_run.run(inputs, tmp_path / "one", **values)
+    script = [sys.executable, "-m", "tests.train.small_run", str(inputs["yaml"]), str(tmp_path / "two"),
+              json.dumps(values)]  # fmt: skip
+    launch(tmp_path / "two", 2, command=script)
+    one, two = (np.load(tmp_path / name / "masks.npz") for name in ("one", "two"))
+    np.testing.assert_allclose(two["logits"], one["logits"], rtol=0, atol=2e-3)
+    assert abs(one["logits"]).max() > 0.1
+    assert (tmp_path / "one" / "arch.json").read_bytes() == (tmp_path / "two" / "arch.json").read_bytes()
 
 
 def test_validation_never_samples(inputs: dict[str, Path]):
