@@ -712,6 +712,15 @@ class Attention(Training):
     beyond: bool = False
     """Distances longer than any that was searched are on."""
 
+    def check_density(self, length: int) -> None:
+        """Raises ValueError for a density that leaves queries without any key whatever is kept."""
+        least = min(1.0, (self.block if self.structure.startswith("block") else 1) / length)
+        if self.density is not None and self.density < least:
+            raise ValueError(
+                f"attention.density {self.density:g} leaves queries without any key at {length} tokens; write at least "
+                f"{least:.4g} for structure: {self.structure}"
+            )
+
     @model_validator(mode="after")
     def _masks(self) -> Attention:
         if (self.density is None) == (self.penalty is None) and not self.soft:
@@ -1017,12 +1026,24 @@ class Config(Section):
             )
         if pairs == "none" and self.pretrain.pair_weight != 1.0:
             raise ValueError("pretrain.pair_weight belongs to shards.pairs; remove it, or write pairs: nsp or sop")
-        for phase in self.pretrain.phases:
-            if phase.length not in self.shards.length:
-                raise ValueError(
-                    f"pretrain.phases asks for length {phase.length}, shards.length has "
-                    f"{list(self.shards.length)}; add it there"
-                )
+        return self
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Config:
+        """What every training asks of the rows' lengths."""
+        for name in ("supernet", "attention", "importance", "pretrain"):
+            section = getattr(self, name)
+            if section is None or self.shards is None:
+                continue
+            lengths = [phase.length for phase in section.phases]
+            for length in lengths:
+                if length not in self.shards.length:
+                    raise ValueError(
+                        f"{name}.phases asks for length {length}, shards.length has {list(self.shards.length)}; add it "
+                        "there"
+                    )
+            if isinstance(section, Attention):
+                section.check_density(max(lengths or self.shards.length[:1]))
         return self
 
     @model_validator(mode="after")

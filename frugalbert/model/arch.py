@@ -87,7 +87,7 @@ class LayerArch:
             _check_count(name, getattr(self, name))
         heads = parse(self.pattern)
         if len(heads) not in (1, self.heads):
-            raise ValueError(f"attention of {len(heads)} heads, a layer of {self.heads}; write one for each or for all")
+            raise ValueError(f"{len(heads)} attention patterns for {self.heads} heads; write one for each head, or one")
         object.__setattr__(self, "pattern", join(heads))
 
     @property

@@ -44,7 +44,8 @@ def train_masked(
     if machine.strategy == "fsdp":
         raise ValueError("machine.strategy fsdp spreads the weights, and masks are learnt by all at once; write ddp")
     length = max(pretrain.row_lengths(section, inputs["shards"]))
-    structure = structure_of(section, length)
+    section.check_density(length)
+    structure = Structure(section.structure, length, section.block, section.symmetric)
     if "arch" in section.model_fields_set:
         section = section.model_copy(update={"arch": str(plain(Arch.load(section.arch, inputs["yaml"])))})
     machine = machine.model_copy(update={"compile": False})
@@ -62,17 +63,6 @@ def train_masked(
 
     metrics = pretrain.run_training(section, inputs, out, machine, make)
     return made[0], metrics
-
-
-def structure_of(section: Attention, length: int) -> Structure:
-    """Raises ValueError for a density that leaves rows empty whatever is kept."""
-    structure = Structure(section.structure, length, section.block, section.symmetric)
-    if section.density is not None and section.density < structure.floor():
-        raise ValueError(
-            f"attention.density {section.density:g} leaves queries without any key at {length} tokens; write at least "
-            f"{structure.floor():.4g} for structure: {section.structure}"
-        )
-    return structure
 
 
 def plain(arch: Arch) -> Arch:

@@ -114,7 +114,7 @@ def test_a_wrong_text_is_answered_with_the_cure(text: str, sentence: str):
 
 
 def test_a_pattern_of_another_number_of_heads_is_refused():
-    with pytest.raises(ValueError, match="attention of 3 heads, a layer of 2; write one for each or for all"):
+    with pytest.raises(ValueError, match="3 attention patterns for 2 heads; write one for each head, or one"):
         Arch.parse("bert 1x8 heads=2 ffn=8 pattern=dense|window:1^2")
 
 

@@ -163,7 +163,7 @@ def masked(**values: Any) -> Masked:
     torch.manual_seed(0)
     network = FrugalForMaskedLM(FrugalConfig.from_arch(Arch.parse("bert 2x16 heads=2 ffn=16 max_length=16"), 64))
     chosen = section(**values)
-    return Masked(network, chosen, attention.structure_of(chosen, 16))
+    return Masked(network, chosen, Structure(chosen.structure, 16, chosen.block, chosen.symmetric))
 
 
 @settings(derandomize=True, max_examples=40, deadline=None)
