@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import itertools
 import os
 import platform
 import queue
@@ -131,6 +132,9 @@ def keep_heap() -> None:
 # ---- ranks -----------------------------------------------------------------------------------------------------------
 
 
+_GROUPS = itertools.count()
+
+
 def rank() -> int:
     """This process among all of the launch, 0 if there is only one."""
     return int(os.environ.get("RANK", "0"))
@@ -159,7 +163,11 @@ def start(machine: Machine) -> torch.device:
         import torch.distributed as group
 
         if not group.is_initialized():
-            group.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+            store, number, size = next(group.rendezvous("env://"))
+            # torchrun's store keeps the addresses of the groups of earlier stages
+            store = group.PrefixStore(f"group-{next(_GROUPS)}", store)
+            kind = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            group.init_process_group(kind, store=store, rank=number, world_size=size)
     return device
 
 

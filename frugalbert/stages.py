@@ -308,6 +308,7 @@ def _build(status: Status, config: Config, directory: Path, folder: Path) -> Non
     module, name = stage.function.split(":")
     metrics = getattr(importlib.import_module(module), name)(status.section, inputs, out, config.machine)
     if not main:
+        _wait(out)  # the next stage may read what rank 0 is still writing
         return
     seconds = time.monotonic() - started
     finished = datetime.now(UTC).isoformat(timespec="seconds")

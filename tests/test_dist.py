@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ from torch import nn
 
 from frugalbert import dist
 from frugalbert.config import Machine
+from tests.structure import ROOT
 
 CPU = torch.device("cpu")
 
@@ -173,3 +178,27 @@ def test_no_trackers_means_no_thread():
     trackers.log({"loss": 1.0}, 0)
     trackers.finish()
     assert trackers._thread is None
+
+
+AGAIN = """
+import json, torch
+from frugalbert import dist
+from frugalbert.config import Machine
+sums = []
+for number in range(5):
+    dist.start(Machine(device="cpu", threads=1))
+    sums.append(dist.sum_over_ranks(torch.tensor([float(number + dist.rank())])).item())
+    dist.finish()
+if dist.is_main():
+    print(json.dumps(sums))
+"""
+
+
+def test_stages_of_all_ranks_may_follow_each_other_under_torchrun(tmp_path: Path):
+    """Each has a group of its own; torchrun's store still holds what the ranks said for the ones before."""
+    (tmp_path / "again.py").write_text(AGAIN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "again.py"]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [1.0, 3.0, 5.0, 7.0, 9.0]

@@ -198,3 +198,15 @@ def test_records_are_plain_json(world):
             "metrics",
             "finished",
         }
+
+
+def test_other_ranks_wait_for_what_rank_0_writes_after_a_stage_of_all(world, monkeypatch):
+    """The next stage reads it: attention's patterns are written long after the other ranks have trained."""
+    waited = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(stages, "_wait", lambda out: waited.append((out.name, world.count("pretrain"))))
+    (world.directory / "pretrain").mkdir(parents=True)
+    world()
+    names = [name for name, _ in waited]
+    assert names == ["corpus", "tokenizer", "shards", "pretrain", "finetune", "export", "report"]
+    assert dict(waited)["pretrain"] == 1, "it has worked before it waits"

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import re
 import shutil
-import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -52,9 +51,6 @@ def build(section: Importance, inputs: dict[str, Path], out: Path, machine: Mach
         keys = rf"\battention\.({'|'.join(Importance.model_fields)})\b"
         raise ValueError(re.sub(keys, r"importance.\1", str(error))) from error
     if not is_main_rank():
-        while section.study and not (out / "results.json").exists():  # rank 0 works on that alone
-            check_stop()
-            time.sleep(0.2)
         return metrics
     found = write_map(model, section, inputs, out)
     shutil.rmtree(out / "model")  # without its soft mask it is no model

@@ -58,10 +58,6 @@ class Structure:
         """P."""
         return int(self.index().max()) + 1
 
-    def floor(self) -> float:
-        """The least density without an empty row."""
-        return min(1.0, (self.block if self.name.startswith("block") else 1) / self.length)
-
 
 @functools.lru_cache(maxsize=8)
 def _index(structure: Structure) -> np.ndarray:
@@ -144,6 +140,7 @@ class Masked(nn.Module):
         self.global_logits = nn.Parameter(1e-3 * torch.randn(count, 2, len(section.global_positions)))
         for logits in self.own():
             logits.apart = True  # type: ignore[attr-defined]  # neither the weights' optimizer nor their clip
+        self.global_logits.requires_grad_(self.global_logits.numel() > 0)  # DDP waits for every gradient there may be
         self.register_buffer("index", torch.from_numpy(structure.index().copy()), persistent=False)
         self.register_buffer("weights", torch.from_numpy(structure.weights().copy()).float(), persistent=False)
         self.register_buffer("multiplier", torch.zeros(()))
