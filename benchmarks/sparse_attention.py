@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import statistics
 import sys
 import time
@@ -44,6 +45,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--flex", action="store_true", help="FlexAttention as well: seconds of compiling for each shape"
     )
+    parser.add_argument("--patterns", default=",".join(patterns_of(1024)), help="of attention alone")
+    parser.add_argument("--no-encoders", action="store_true")
+    parser.add_argument("--add", action="store_true", help="keep the rows of the result file")
     parser.add_argument("--quick", action="store_true", help="3 rounds at 1,024 tokens, no result file")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "sparse_attention.json")
     options = parser.parse_args()
@@ -151,7 +155,8 @@ def attention_rows(length: int, precision: str, options: argparse.Namespace) -> 
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     rows = []
-    for name, text in patterns_of(length).items():
+    for name in options.patterns.split(","):
+        text = patterns_of(length)[name]
         about = {
             "pattern": name, "text": text, "length": length, "precision": precision,
             "density": round(patterns.density(text, length), 4),
@@ -252,12 +257,13 @@ def main() -> None:
     if options.device == "cpu":
         torch.set_num_threads(len(cores) or options.threads)
         dist.keep_heap()
-    attention: list[dict[str, Any]] = []
-    encoders: list[dict[str, Any]] = []
+    before = json.loads(options.out.read_text()) if options.add else {}
+    attention: list[dict[str, Any]] = before.get("attention", [])
+    encoders: list[dict[str, Any]] = before.get("encoders", [])
     for length in map(int, options.lengths.split(",")):
         for precision in options.precisions.split(","):
             attention += attention_rows(length, precision, options)
-            encoders += encoder_rows(length, precision, options)
+            encoders += [] if options.no_encoders else encoder_rows(length, precision, options)
             if not options.quick:  # after every part, so that an interruption costs little
                 about = {"heads": HEADS, "head_dim": CHANNELS, "rounds": options.rounds, "device": options.device,
                          "clock": options.clock, "threads": options.threads}  # fmt: skip

@@ -6,21 +6,23 @@ In: sections, architectures and what is known of earlier stages. Out: texts. Den
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from frugalbert.config import Attention, Config, Importance, Pretrain
 from frugalbert.model.arch import Arch
-from frugalbert.model.backends import choose
-from frugalbert.model.cost import attention_share, forward_flops, parameter_count, training_flops
-from frugalbert.model.patterns import density, occupancy
+from frugalbert.model.cost import (
+    amdahl,
+    attention_share,
+    attention_summary,
+    forward_flops,
+    parameter_count,
+    training_flops,
+)  # fmt: skip
 from frugalbert.plan_training import device_of, speeds, tokens_of, training, vocabulary_of
 from frugalbert.progress import duration, number
 from frugalbert.train import phases
-
-BLOCK = 64
 
 
 def plain(arch: Arch) -> Arch:
@@ -37,7 +39,9 @@ def attention(config: Config, bound: str, arch: Arch, folder: Path, known: dict[
         unit = "blocks" if section.structure == "toeplitz-priced" else "pairs"
         goal = f"{section.density:.1%} of {unit}"
     masks = f"{section.structure} masks for {goal}, known when the stage has run; dense while they are learnt"
-    return _training(config, section, arch, folder, known, (bound, f"; {masks}; {_bound(arch, length)}"))
+    return _training(
+        config, section, arch, folder, known, (bound, f"; {masks}; {amdahl(attention_share(arch, length), length)}")
+    )
 
 
 def importance(config: Config, bound: str, arch: Arch, folder: Path, known: dict[str, Any]) -> str:
@@ -60,26 +64,8 @@ def importance(config: Config, bound: str, arch: Arch, folder: Path, known: dict
 
 def patterns(config: Config, section: Pretrain, arch: Arch) -> str:
     """Of an architecture with patterns at the longest rows. Raises ValueError for rows that a pattern does not know."""
-    length, device, texts = max(_lengths(config, section)), device_of(config), [layer.pattern for layer in arch.layers]
-    kept = sum(density(text, length) for text in texts) / len(texts)
-    blocks = sum(occupancy(text, length, BLOCK) for text in texts) / len(texts)
-    share = attention_share(arch, length)
-    settings = {"training": True, "packed": section.isolate_documents, "dropout": section.dropout > 0.0}
-    ways = Counter(choose(text, length, device, **settings) for text in texts)
-    runs = ", ".join(
-        f"{backend} ({why})" + (f" in {count} layers" if len(ways) > 1 else "")
-        for (backend, why), count in ways.items()
-    )
-    return (
-        f"attention {kept:.1%} of pairs, {blocks:.0%} of {BLOCK} x {BLOCK} blocks; {_bound(arch, length)}, with these "
-        f"blocks {1.0 / (1.0 - share + share * blocks):.2f}; on {device} it runs as {runs}"
-    )
-
-
-def _bound(arch: Arch, length: int) -> str:
-    share = attention_share(arch, length)
-    text = f"attention is {share:.0%} of a dense encoder's work at {length} tokens"
-    return f"{text}, so leaving out all of it makes it at most {1.0 / (1.0 - share):.2f} times as fast"
+    length, settings = max(_lengths(config, section)), {"packed": section.isolate_documents}
+    return attention_summary(arch, length, device_of(config), **settings, dropout=section.dropout > 0.0)
 
 
 def _lengths(config: Config, section: Pretrain | Attention | Importance) -> list[int]:

@@ -6,11 +6,15 @@ and to PyTorch's own operation counter. A multiply-add counts as two operations;
 
 from __future__ import annotations
 
+from collections import Counter
+
 from .arch import Arch, LayerArch
-from .patterns import density
+from .backends import choose
+from .patterns import density, occupancy
 
 HEADS = ("encoder", "mlm", "pairs", "rtd", "sequence", "choice", "token", "span")
 """`encoder` is `FrugalModel` (with BERT's pooler); the others are the models of `modeling.py`, in its order."""
+BLOCK = 64  # of occupancies that people are told
 
 
 def _check_head(head: str) -> None:
@@ -109,6 +113,34 @@ def attention_share(arch: Arch, length: float) -> float:
     """Which share of a dense encoder's operations the attention products are: a in Amdahl's bound 1 / (1 - a)."""
     products = sum(4 * layer.qkv * length for layer in arch.layers)
     return products / (products + 2.0 * matmul_parameters(arch))
+
+
+def attention_summary(arch: Arch, length: int, device: str, *, packed: bool, dropout: bool) -> str:
+    """Density, block occupancy, Amdahl's bounds and back-end of a training on rows of `length` tokens, for people.
+
+    Raises ValueError for rows that a pattern does not know.
+    """
+    texts = [layer.pattern for layer in arch.layers]
+    kept = sum(density(text, length) for text in texts) / len(texts)
+    blocks = sum(occupancy(text, length, BLOCK) for text in texts) / len(texts)
+    share = attention_share(arch, length)
+    ways = Counter(choose(text, length, device, training=True, packed=packed, dropout=dropout) for text in texts)
+    runs = ", ".join(
+        f"{backend} ({why})" + (f" in {count} layers" if len(ways) > 1 else "")
+        for (backend, why), count in ways.items()
+    )
+    return (
+        f"attention {kept:.1%} of pairs, {blocks:.0%} of {BLOCK} x {BLOCK} blocks; {amdahl(share, length)}, with these "
+        f"blocks {1.0 / (1.0 - share + share * blocks):.2f}; on {device} it runs as {runs}"
+    )
+
+
+def amdahl(share: float, length: int) -> str:
+    """The most that sparse attention can give, in a sentence."""
+    return (
+        f"attention is {share:.0%} of a dense encoder's work at {length} tokens, so leaving out all of it makes it at "
+        f"most {1.0 / (1.0 - share):.2f} times as fast"
+    )
 
 
 def _head_flops(arch: Arch, length: float, vocab_size: int, masked: float, head: str, num_labels: int) -> float:

@@ -17,7 +17,7 @@ from frugalbert.config import Attention, Machine
 from frugalbert.data.masking import Vocabulary
 from frugalbert.model import patterns
 from frugalbert.model.arch import Arch
-from frugalbert.model.cost import attention_share
+from frugalbert.model.cost import amdahl, attention_share
 from frugalbert.run import publish, say, write_atomic, write_json
 from frugalbert.train import pretrain
 from frugalbert.train.learned_masks import LearnedMasks, Masked, Structure, with_masks
@@ -231,8 +231,7 @@ def write_result(model: Masked, section: Attention, out: Path, metrics: dict[str
     write_json(out / "arch.json", found.to_json())  # last: it says that the stage has an answer
     say(
         f"attention: density {facts['density']:.1%} of pairs, {facts['occupancy']['64']:.0%} of 64 x 64 blocks; "
-        f"attention is {facts['attention_share']:.0%} of an encoder's work at {structure.length} tokens, so skipping "
-        f"all of the rest makes it at most {facts['bound']:.2f} times as fast"
+        + amdahl(facts["attention_share"], structure.length)
     )
     headline = {name: facts[name] for name in ("density", "undecided", "repaired")}
     return headline | {"occupancy_64": facts["occupancy"]["64"]} | metrics

@@ -18,6 +18,7 @@ from frugalbert.config import Training
 from frugalbert.data.masking import IGNORED, documents, restore
 from frugalbert.data.ngram import baselines
 from frugalbert.model.arch import Arch
+from frugalbert.model.cost import attention_summary
 from frugalbert.progress import duration, number
 from frugalbert.run import say, write_json
 from frugalbert.train.batches import HeldOut, Sampler
@@ -78,6 +79,9 @@ def announce(run: Run, section: Training, sampler: Sampler, kept: Any, flops: fl
         ceiling = dist.world() * gemm_ceiling(arch, run.micro_batch * length, run.device, run.precision)
     size = sampler.batch_size(length)
     say(f"{run.stage}: {arch.brief()}, {number(parameters)} parameters, {number(embeddings)} of them in embeddings")
+    if any(layer.pattern != "dense" for layer in arch.layers):
+        settings = {"packed": section.isolate_documents, "dropout": section.dropout > 0.0}
+        say(f"{run.stage}: {attention_summary(arch, length, run.device.type, **settings)}")
     pieces = -(-size // (run.micro_batch * dist.world()))
     say(
         f"{run.stage}: {size} x {length} = {number(size * length)} tokens a step in {pieces} micro-batches on "
