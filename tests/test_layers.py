@@ -26,7 +26,7 @@ ALLOWED = {
         "space", "stages", "train.phases", "yamlfile",
     },
     "plan_attention": {
-        "config", "model.arch", "model.backends", "model.cost", "model.patterns", "plan_training", "progress",
+        "config", "model.arch", "model.cost", "plan_training", "progress",
         "train.phases",
     },
     "plan_training": {"budget", "config", "progress", "run", "train.phases"},

@@ -76,13 +76,14 @@ def test_with_patterns_the_figures_are_theirs(tmp_path: Path):
 
 def test_short_rows_are_not_promised_anything(tmp_path: Path):
     arch = DENSE.replace(" max", " pattern=window:8 max")
-    text = said(tmp_path, shards={"length": 128}, pretrain={"budget": "1e6tok", "arch": arch})["pretrain"]
+    sections = {"shards": {"length": 128}, "attention": YAML["attention"] | {"structure": "toeplitz"}}
+    text = said(tmp_path, **sections, pretrain={"budget": "1e6tok", "arch": arch})["pretrain"]
     assert f"on cpu it runs as sdpa (skipping pays from {LEAST_LENGTH['cpu']} tokens on)" in text
 
 
 def test_dropout_and_documents_decide_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked: list[dict[str, bool]] = []
-    monkeypatch.setattr("frugalbert.plan_attention.choose", lambda *_, **given: asked.append(given) or ("sdpa", "so"))
+    monkeypatch.setattr("frugalbert.model.cost.choose", lambda *_, **given: asked.append(given) or ("sdpa", "so"))
     arch = DENSE.replace(" max", " pattern=window:8 max")
     for values in ({}, {"dropout": 0.1}, {"isolate_documents": False}):
         said(tmp_path, pretrain={"budget": "1e6tok", "arch": arch} | values)
