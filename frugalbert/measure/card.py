@@ -109,7 +109,7 @@ def describe(model: Any, tokenizers: list[Path]) -> dict[str, Any]:
 
 def _sizes(config: Any) -> str:
     if config.model_type == OURS:
-        return config.to_arch().to_text()
+        return config.to_arch().brief()
     values = config.to_dict()
     sizes = [f"{values.get('num_hidden_layers', '?')}x{values.get('hidden_size', '?')}"]
     sizes += [f"{word}={values[key]}" for key, word in (("num_attention_heads", "heads"), ("intermediate_size", "ffn"))

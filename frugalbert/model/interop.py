@@ -150,7 +150,7 @@ def to_stock(model: PreTrainedModel) -> PreTrainedModel:
     if reason is None and head == "ForPreTraining" and arch.family == "modern":
         reason = f"there is no stock ModernBERT for {'sentence pairs' if pairs else 'replaced-token detection'}"
     if reason is not None:
-        raise ValueError(f"{arch.to_text()!r} has no stock equivalent: {reason}; keep it as a frugalbert model")
+        raise ValueError(f"{arch.brief()!r} has no stock equivalent: {reason}; keep it as a frugalbert model")
     kind = "modernbert" if arch.family == "modern" else "electra" if head == "ForPreTraining" and not pairs else "bert"
     config = _stock_config(model.config, arch, kind)
     if head == "ForQuestionAnswering":

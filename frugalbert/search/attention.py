@@ -233,6 +233,11 @@ def write_result(model: Masked, section: Attention, out: Path, metrics: dict[str
         f"attention: density {facts['density']:.1%} of pairs, {facts['occupancy']['64']:.0%} of 64 x 64 blocks; "
         + amdahl(facts["attention_share"], structure.length)
     )
+    if facts["undecided"] > 0.5:
+        say(
+            f"attention: {facts['undecided']:.0%} of the logits are undecided, so chance had a say; raise "
+            "attention.mask_learning_rate or the budget (their product with the steps should be 20 or more)"
+        )
     headline = {name: facts[name] for name in ("density", "undecided", "repaired")}
     return headline | {"occupancy_64": facts["occupancy"]["64"]} | metrics
 

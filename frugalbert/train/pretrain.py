@@ -261,7 +261,7 @@ def make_model(
     if pairs and known.token_types == 1:
         raise ValueError("pretrain.arch knows one kind of segment; sentence pairs (shards.pairs) need token_types=2")
     if "arch" in section.model_fields_set and known != arch:
-        raise ValueError(f"pretrain.start {section.start} is {known}, not {section.arch}; remove pretrain.arch")
+        raise ValueError(f"pretrain.start {section.start} is {known.brief()}, not {arch.brief()}; remove pretrain.arch")
     if known.max_length < longest:
         raise ValueError(f"pretrain.arch knows {known.max_length} positions; add max_length={longest} for these shards")
     return model
