@@ -1,7 +1,7 @@
 """Which pairs of tokens are worth keeping? Learned and fixed attention masks of one density, trained from scratch.
 
-Corpus, tokenizer and shards are the product's stages on real Wikipedia text (`--work DIR`, continued where it stood). 512
-pieces are its vocabulary, so that what stands near matters and a small encoder sees it within minutes.
+Corpus, tokenizer and shards are the product's stages on real Wikipedia text (`--work DIR`, continued where it stood).
+512 pieces are its vocabulary, so that what stands near matters and a small encoder sees it within minutes.
 Every mask keeps 1,666 of 128 x 128 pairs, LogSparse's number (10.2 %), exact to one pair of pairs; the families of the
 others are filled up (`frugalbert.search.densities`). Then the same encoder is trained with each, same data, order,
 steps and seeds.
