@@ -1,13 +1,14 @@
 """The configuration explains itself: its models in; a terminal page, `docs/config.md` and a JSON Schema out.
 
 Everything shown is read from `config.py`: a key's type, bounds and default from its annotation, its meaning from the
-text below it. `explain arch` lists the presets of `model/arch.py`, `explain curves` those of `train/curves.py`.
-No torch here.
+text below it. `explain arch` lists the presets of `model/arch.py`, `explain patterns` the attention patterns of
+`model/patterns.py`, `explain curves` the curves of `train/curves.py`. No torch here.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import json
 import shutil
@@ -158,19 +159,20 @@ def _default(info: dict[str, Any]) -> str:
 
 
 def explain(section: str | None = None) -> str:
-    """The page of one section (`pretrain`), mapping (`pretrain.mask`) or key, of `arch` or `curves`, or of everything.
+    """The page of a section (`pretrain`), mapping (`pretrain.mask`) or key, of `arch`, `patterns`, `curves`, or of all.
 
     Raises ValueError for a name that is not there.
     """
     found = list(all_keys())
-    if section in ("arch", "curves"):
-        return _terminal_table(_presets() if section == "arch" else _curves(registered=True))
+    tables = {"arch": _presets, "patterns": _patterns, "curves": functools.partial(_curves, registered=True)}
+    if section in tables:
+        return _terminal_table(tables[section]())
     chosen = [key for key in found if section is None or key.path == section or key.path.startswith(f"{section}.")]
     if not chosen and section is not None:
-        known = [*(key.path for key in found), "arch", "curves"]
+        known = [*(key.path for key in found), *tables]
         ends = [path for path in known if path.rsplit(".", 1)[-1] == section]
         close = ends or difflib.get_close_matches(section, known, n=3)
-        sections = ", ".join([*Config.model_fields, "arch", "curves"])
+        sections = ", ".join([*Config.model_fields, *tables])
         raise ValueError(
             f"there is no {section!r} to explain; "
             + (f"did you mean {', '.join(close)}?" if close else f"write one of {sections}")
@@ -214,7 +216,8 @@ def markdown() -> str:
         lines += ["", f"{'###' if '.' in parent else '##'} {title}", ""]
         lines += [f"Each item of `{title}`, when written as a mapping." if parent.endswith("[]") else texts[parent], ""]
         lines += _markdown_table([key for key in found if key.path.rpartition(".")[0] == parent])
-    for title, table in (("Architecture presets", _presets()), ("Learning-rate curves", _curves())):
+    named = {"Architecture presets": _presets(), "Attention patterns": _patterns(), "Learning-rate curves": _curves()}
+    for title, table in named.items():
         lines += ["", f"## {title}", "", table.text, ""]
         lines += [f"| {' | '.join(table.head)} |", "|" + "---|" * len(table.head)]
         lines += [f"| `{row[0]}` | {' | '.join(row[1:])} |" for row in table.rows]
@@ -254,6 +257,18 @@ def _presets() -> Table:
         count = parameter_count(Arch.parse(line), VOCABULARY, "mlm")
         rows.append((name, f"{count / 1e6:.1f} M", line))
     return Table(text, ("preset", "parameters", "line"), rows)
+
+
+def _patterns() -> Table:
+    from frugalbert.model.patterns import KINDS
+
+    text = (
+        "Values of `pattern=` in a line of `pretrain.arch`, one for all layers or a list: `pattern=window:64*3,dense`; "
+        "one for all heads, or `toeplitz:0..3+17|dense^3` for each. Queries are i, keys j; positions count within a "
+        "document. `&0+64+sep` behind it: tokens that see all and are seen by all. Papers' names: `star`, "
+        "`longformer:5/0+64`, `strided:4`, `fixed:4/1`, `bigbird`."
+    )
+    return Table(text, ("pattern", "pairs (i, j) that may meet"), [(form, rule) for _, form, rule in KINDS.values()])
 
 
 def _curves(*, registered: bool = False) -> Table:

@@ -1,20 +1,10 @@
 """Attention patterns as data: which pairs (query i, key j) of a head may meet. A text in, masks and counts out.
 
-One text says it for all heads of a layer: `window:64`, or for each head: `toeplitz:0..3+17|dense^3` (`^3` repeats).
-
-    dense                     every pair                            nodiag            every pair but (i, i)
-    window:W                  |i - j| <= W                          logsparse         |i - j| is 0 or a power of two
-    strided:W/S               |i - j| <= W or divisible by S        random:P/SEED     a share P of the pairs, symmetric
-    fixed:L/C/P               i and j in one block of L, or j among the last C of its P
-    bigbird:W/R/SEED/N        |i - j| <= W, or R random keys of every N for each query, symmetrised
-    toeplitz:0..3+17+128..    |i - j| in the runs                   signed:-2..0+5    i - j in the runs
-    block-toeplitz:B/0..1+4   distance in blocks of B in the runs   block:B/N/BITS    N x N blocks of B
-    explicit:N/BITS           N x N pairs
-
-followed by `&` and tokens that see all and are seen by all: `window:5&0+64+sep` (positions, or [SEP] by content),
-`&row.0` sees all, `&column.0` is seen by all. Names of the papers: `star` (arXiv 1902.09113) is `window:1&0`,
-`longformer:W/0+64` (2004.05150) `window:W&0+64`, `strided:L` and `fixed:L/C` (1904.10509) use one L for both numbers,
-`bigbird` (2007.14062) is `bigbird:1/2/0/128&0`; LogSparse is arXiv 1907.00235.
+One text says it for all heads of a layer: `window:64`, or for each head: `toeplitz:0..3+17|dense^3` (`^3` repeats). A
+head's is one of `KINDS`, followed by `&` and tokens that see all and are seen by all: `window:5&0+64+sep` (positions,
+or [SEP] by content), `&row.0` sees all, `&column.0` is seen by all. Names of the papers: `star` (arXiv 1902.09113) is
+`window:1&0`, `longformer:W/0+64` (2004.05150) `window:W&0+64`, `strided:L` and `fixed:L/C` (1904.10509) use one L for
+both numbers, `bigbird` (2007.14062) is `bigbird:1/2/0/128&0`; LogSparse is arXiv 1907.00235.
 
 Positions count within a document, so a packed row is what its documents are alone; the blocks of `block` and
 `block-toeplitz` are those of the row, because these are what hardware can skip. `explicit` and `block` end somewhere:
@@ -39,11 +29,27 @@ if TYPE_CHECKING:
 EXAMPLES = "dense, window:64, toeplitz:0..3+17, star, or one for each head joined by |"
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 FOREVER = 1 << 40
-PARTS = {
-    "dense": "", "nodiag": "", "logsparse": "", "window": "n", "strided": "nN", "fixed": "NNN", "bigbird": "nnnN",
-    "random": "pn", "toeplitz": "r", "signed": "s", "block-toeplitz": "Nr", "block": "NNb", "explicit": "Nb",
-}  # fmt: skip
-"""Kind -> its parts: n whole number, N from 1, p share, r runs of distances, s runs that may be negative, b bits."""
+KINDS = {
+    "dense": ("", "dense", "every pair"),
+    "nodiag": ("", "nodiag", "every pair but (i, i)"),
+    "window": ("n", "window:W", "at most W apart"),
+    "strided": ("nN", "strided:W/S", "at most W apart, or a multiple of S"),
+    "fixed": ("NNN", "fixed:L/C/P", "i and j in one block of L, or j among the last C of its P"),
+    "logsparse": ("", "logsparse", "0 or a power of two apart"),
+    "bigbird": (
+        "nnnN",
+        "bigbird:W/R/SEED/N",
+        "at most W apart, or among R random keys of every N for each query, symmetrised",
+    ),
+    "random": ("pn", "random:P/SEED", "a share P of the pairs, symmetric"),
+    "toeplitz": ("r", "toeplitz:0..3+17+128..", "their distance is in the runs"),
+    "signed": ("s", "signed:-2..0+5", "i - j is in the runs"),
+    "block-toeplitz": ("Nr", "block-toeplitz:B/0..1+4", "their distance in blocks of B is in the runs"),
+    "block": ("NNb", "block:B/N/BITS", "N x N blocks of B"),
+    "explicit": ("Nb", "explicit:N/BITS", "N x N pairs"),
+}
+"""Kind -> its parts (n whole number, N from 1, p share, r runs of distances, s runs that may be negative, b bits), how
+it is written, and which pairs (i, j) of query and key it allows."""
 NUMBER, RUN = re.compile(r"[0-9]{1,7}"), re.compile(r"(-?[0-9]{1,7})(?:(\.\.)(-?[0-9]{1,7})?)?")
 GLOBAL = re.compile(r"(?:(row|column)\.)?([0-9]{1,7}|sep)")
 Runs = tuple[tuple[int, int], ...]
@@ -225,14 +231,14 @@ def _parse_head(text: str) -> Pattern:
         name, rest, tail = "window", window, "+".join(filter(None, [places, tail]))
     if name == "bigbird" and not colon:
         rest, tail = "1/2/0/128", tail or "0"
-    if name not in PARTS:
+    if name not in KINDS:
         raise ValueError(f"attention pattern {_short(text)} is unknown; write {EXAMPLES}")
     words = rest.split("/") if rest else []
     if name == "strided" and len(words) == 1:
         words *= 2
     if name == "fixed" and len(words) == 2:
         words.append(words[0])
-    kinds = PARTS[name]
+    kinds = KINDS[name][0]
     if len(words) != len(kinds):
         raise ValueError(
             f"attention pattern {_short(text)}: {name} has {len(kinds)} parts, not {len(words)}; {_say(name)}"
@@ -244,8 +250,7 @@ def _parse_head(text: str) -> Pattern:
 
 
 def _say(name: str) -> str:
-    line = next(line for line in (__doc__ or "").splitlines() if f" {name}" in line[:24] or f"  {name}" in line)
-    return f"write {re.split(r'  +', line[line.index(name) :])[0]}"
+    return f"write {KINDS[name][1]}"
 
 
 def _part(kind: str, word: str, name: str) -> Any:
@@ -303,8 +308,8 @@ def pack(mask: np.ndarray) -> str:
     """The bits of a square boolean mask as text."""
     import numpy as np
 
-    packed = zlib.compress(np.packbits(mask.astype(bool)).tobytes(), 9)
-    return base64.urlsafe_b64encode(packed).decode().rstrip("=")
+    packed = np.packbits(mask.astype(bool)).tobytes()
+    return base64.urlsafe_b64encode(zlib.compress(packed, 9)).decode().rstrip("=")
 
 
 @functools.lru_cache(maxsize=256)
@@ -368,10 +373,8 @@ def _rows(pattern: Pattern, length: int, size: int) -> Any:
 def density(text: str, length: int) -> float:
     """Mean share of the pairs that the heads allow, diagonal and both triangles counted."""
     heads = parse(text)
-    if all(head.reach is None or head.reach >= length for head in heads):
-        return sum(pairs(head, length) for head in heads) / (len(heads) * length**2)
     check_length(text, length)
-    raise AssertionError
+    return sum(pairs(head, length) for head in heads) / (len(heads) * length**2)
 
 
 @functools.lru_cache(maxsize=256)
