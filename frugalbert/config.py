@@ -755,6 +755,8 @@ class Importance(Training):
     """Begin with these weights (a model directory or hub name, or `from search`) instead of random ones."""
     share: Literal["layers", "none"] = "layers"
     """`layers`: one map for each head in all layers, as the reference has it; `none`: one for each layer and head."""
+    mask_learning_rate: Positive = 0.02
+    """Adam's rate for the logits of the maps, constant."""
     study: ShortTraining | None = None
     """Also train from scratch, with the same data and steps for all: full attention, attention without the diagonal,
     and `controls`, each with every seed. One recipe; intervals need two seeds or more."""
