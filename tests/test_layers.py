@@ -31,7 +31,9 @@ ALLOWED = {
     },
     "plan_training": {"budget", "config", "progress", "run", "train.phases"},
     "plan_teacher": {"config", "data.slots", "model.arch", "model.cost", "progress", "run"},
-    "explain": {"budget", "config", "model.arch", "model.cost", "plugins", "progress", "train.curves"},
+    "explain": {
+        "budget", "config", "model.arch", "model.cost", "model.patterns", "plugins", "progress", "train.curves",
+    },
     "report": {"progress", "run"},
     "finetune": {"budget", "config", "data", "dist", "fanout", "model", "progress", "run", "train"},
     "measure": {"budget", "config", "data", "dist", "fanout", "model", "progress", "run", "space", "train"},
