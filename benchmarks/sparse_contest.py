@@ -69,8 +69,9 @@ def main() -> None:
     rows = summarise(tasks, results)
     from throughput import environment
 
+    searched = [{key: value for key, value in facts.items() if key != "model"} for facts in found]
     settings = {"arch": ARCH, "density": DENSITY, "steps": options.steps, "seeds": options.seeds, "recipe": RECIPE}
-    run.write_json(options.out, {**settings, "searches": found, "rows": rows, "environment": environment()})
+    run.write_json(options.out, {**settings, "searches": searched, "rows": rows, "environment": environment()})
     plot(rows, options.out.with_suffix(".png"))
     report(rows)
 
