@@ -19,6 +19,15 @@ from frugalbert.model.arch import Arch
 from frugalbert.model.cost import forward_flops
 from tests.test_pipeline import _write_project
 
+HEAD = """
+name: search
+machine: {device: cpu, threads: 1, workers: 1, compile: false, micro_batch: 8}
+corpus: {sources: [texts], held_out: 0.05, min_characters: 20}
+tokenizer: {vocab_size: 128}
+shards: {length: 32}
+"""
+"""The first sections of every such run."""
+
 
 def milliseconds(arch: Arch) -> float:
     return 0.5 + 0.2 * len(arch.layers) + 16 * forward_flops(arch, 16) / 3e5

@@ -19,6 +19,7 @@ from frugalbert.space import Space
 from frugalbert.train import short
 from frugalbert.yamlfile import load
 from tests.search_project import (
+    HEAD,
     call,
     copy_without_search,
     finished_run,
@@ -28,12 +29,9 @@ from tests.search_project import (
     run_of,
 )
 
-YAML = """
-name: search
-machine: {device: cpu, threads: 1, workers: 1, compile: false, micro_batch: 8}
-corpus: {sources: [texts], held_out: 0.05, min_characters: 20}
-tokenizer: {vocab_size: 128}
-shards: {length: 32}
+YAML = (
+    HEAD
+    + """\
 space: {depth: [1, 2], hidden: [16, 32], heads: [1, 2], head_dim: 8, ffn: [16, 32]}
 search:
   method: extraction
@@ -45,6 +43,7 @@ search:
 pretrain: {arch: from search, budget: 2steps, batch_size: 8, precision: fp32}
 report: {}
 """
+)
 RESULTS = ("arch.json", "candidates.jsonl", "pareto.json", "search.json")
 
 

@@ -33,6 +33,7 @@ from frugalbert.space import Space
 from frugalbert.train import inherited
 from frugalbert.yamlfile import load
 from tests.search_project import (
+    HEAD,
     call,
     copy_without_search,
     finished_run,
@@ -42,12 +43,9 @@ from tests.search_project import (
     run_of,
 )
 
-YAML = """
-name: search
-machine: {device: cpu, threads: 1, workers: 1, compile: false, micro_batch: 8}
-corpus: {sources: [texts], held_out: 0.05, min_characters: 20}
-tokenizer: {vocab_size: 128}
-shards: {length: 32}
+YAML = (
+    HEAD
+    + """\
 space: {depth: [1, 2], hidden: [16, 32], heads: [1, 2], head_dim: 8, ffn: [16, 32, 48]}
 supernet: {budget: 30steps, batch_size: 8, learning_rate: 5e-3, precision: fp32, validation: {rows: 16}}
 latency: {architectures: 12, length: 16}
@@ -55,6 +53,7 @@ search: {limit: {latency_ms: 1.7}, evaluations: 12, population: 4, rows: 64}
 pretrain: {arch: from search, start: from search, budget: 4steps, batch_size: 8, precision: fp32}
 report: {}
 """
+)
 RESULTS = ("arch.json", "candidates.jsonl", "pareto.json", "search.json", "model/model.safetensors")
 TOPIC = {"name": "topic", "train": "topic.csv"}
 RECIPE = {"tasks": [TOPIC], "seeds": [0], "epochs": 1.0, "max_length": 16, "learning_rate": 1e-3, "precision": "fp32"}

@@ -16,14 +16,11 @@ from frugalbert.cli import app
 from frugalbert.model.arch import Arch
 from frugalbert.model.patterns import dense, parse
 from frugalbert.yamlfile import load
-from tests.search_project import finished_run, run_of
+from tests.search_project import HEAD, finished_run, run_of
 
-YAML = """
-name: search
-machine: {device: cpu, threads: 1, workers: 1, compile: false, micro_batch: 8}
-corpus: {sources: [texts], held_out: 0.05, min_characters: 20}
-tokenizer: {vocab_size: 128}
-shards: {length: 32}
+YAML = (
+    HEAD
+    + """\
 attention: {arch: modern 2x16 heads=2 ffn=32 max_length=32, budget: 6steps, batch_size: 8, density: 0.2,
   precision: fp32, validation: {rows: 16}}
 importance: {arch: modern 2x16 heads=2 ffn=32 max_length=32, budget: 4steps, batch_size: 8, precision: fp32,
@@ -34,6 +31,7 @@ export: {formats: [hf, onnx]}
 bench: {lengths: [16], batch_sizes: [1], repeats: 2, baseline: none}
 report: {}
 """
+)
 
 
 @pytest.fixture(scope="module")
