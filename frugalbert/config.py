@@ -66,6 +66,18 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_tupl
 Shares = Annotated[tuple[Share, ...], BeforeValidator(_tuple)]
 
 
+def _values(value: Any) -> Any:
+    """A range such as `1e-5..1e-3` stays a text; anything else becomes a tuple."""
+    return value if isinstance(value, str) and ".." in value else _tuple(value)
+
+
+Number = r"[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?"
+Values = Annotated[
+    tuple[Weight, ...] | Annotated[str, Field(pattern=rf"^{Number}\.\.{Number}$")], BeforeValidator(_values)
+]
+"""What a sweep tries: some values, or a range `1e-5..1e-3`."""
+
+
 class Section(BaseModel):
     model_config = ConfigDict(
         strict=True,
@@ -878,24 +890,34 @@ class Columns(Section):
     """Where a custom task's texts and labels stand."""
 
     text: str = "text"
-    """Column of the (first) text."""
+    """Column of the (first) text; of the passage of a multiple choice."""
     text_b: str | None = None
     """Column of the second text of a pair."""
     label: str = "label"
-    """Column of the label; multi-label: labels separated by `;` or a JSON list."""
+    """Column of the label. Multi-label: labels separated by `;` or a JSON list. Multiple choice: the number of the
+    right option, from 0."""
+    options: Texts = ()
+    """Columns of the options of a multiple choice, or one column that holds a JSON list of them."""
+    id: str | None = None
+    """Column of the row's key, written beside its prediction; without one the row's number."""
 
 
 class Task(Section):
-    """A custom task from CSV, TSV or JSONL files."""
+    """A custom task from CSV, TSV or JSONL files, SQuAD's JSON, or CoNLL columns."""
 
     name: Name
     """Name in tables and folders."""
-    type: Literal["classification", "regression", "multilabel"] = "classification"
-    """What is predicted. A pair of texts is any type with `columns.text_b`."""
+    type: Literal[
+        "classification", "regression", "multilabel", "multiple-choice", "question-answering", "token-classification"
+    ] = "classification"
+    """What is predicted. A pair of texts is any of the first three with `columns.text_b`. `question-answering` reads
+    SQuAD's JSON, `token-classification` CoNLL columns (word first, tag last, a blank line between sentences)."""
     train: str
-    """Training file (`.csv`, `.tsv`, `.jsonl`), relative to the YAML."""
+    """Training file, relative to the YAML."""
     dev: str | None = None
     """Evaluation file; without one `dev_share` of the training file is held out."""
+    test: str | None = None
+    """A file to predict, with `predict_test`; labels are not needed."""
     dev_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     """Share held out when there is no `dev`, chosen by a hash of the text."""
     columns: Columns = Columns()
@@ -904,25 +926,80 @@ class Task(Section):
     """`accuracy`, `f1`, `mcc`, `pearson`, `spearman`, `mse`, …; the first is the headline; default by type."""
 
 
+class Sweep(Section):
+    """Try several settings of the recipe, every one with all of `seeds`, and keep the best mean over them."""
+
+    preset: Literal["24hbert", "extremebert", "bort"] | None = None
+    """Values of a published grid, by the size of the task; what is written here beside it takes their place."""
+    method: Literal["grid", "random", "tpe"] = "grid"
+    """All combinations, some of them by chance, or proposed by Optuna's tree-structured Parzen estimator."""
+    trials: Count = 20
+    """Settings to try with `random` and `tpe`."""
+    at_once: Count = 4
+    """`tpe`: settings proposed together before it learns how they did; changes the result, unlike `machine.workers`."""
+    learning_rate: Values = ()
+    """Values to try; empty = the recipe's. `random` and `tpe` also take a range, `1e-5..1e-3`, drawn by logarithm."""
+    batch_size: Counts | tuple[()] = ()
+    """Values to try."""
+    epochs: Values = ()
+    """Values or a range to try."""
+    warmup: Values = ()
+    """Values or a range to try."""
+    weight_decay: Values = ()
+    """Values or a range to try."""
+    layer_decay: Values = ()
+    """Values or a range to try."""
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Below 1: after each seed only this share of the settings, the best so far, gets the next seed."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of `random` and `tpe`."""
+
+
+class TaskSettings(Section):
+    """What one task does otherwise than the section says."""
+
+    start: Annotated[str, Field(pattern=r"^from task [A-Za-z0-9._-]+$")] | None = None
+    """`from task mnli`: also start from the encoder fine-tuned on that task of this run, with a new head (STILTs,
+    arXiv 1811.01088); results stand beside those without."""
+    learning_rate: Positive | None = None
+    """As in `finetune`."""
+    batch_size: Count | None = None
+    """As in `finetune`."""
+    epochs: Positive | None = None
+    """As in `finetune`."""
+    max_length: Annotated[int, Field(ge=8)] | None = None
+    """As in `finetune`."""
+    max_train_examples: Count | None = None
+    """As in `finetune`."""
+
+
 class Finetune(Section):
     """Fine-tune the pre-trained encoder on tasks, beside the same encoder from random weights."""
 
     tasks: Annotated[tuple[str | Task, ...], BeforeValidator(_tuple), Field(min_length=1)]
-    """`cola`, `sst2`, `mrpc`, `stsb`, `rte`, `wnli`, `qnli`, `glue` (all of these), `python-docs`, or custom tasks."""
+    """`glue`, `superglue`, `squad1`, `squad2`, `race`, `blimp`, single tasks of these (`cola`, `boolq`, `race-high` …),
+    `python-docs`, or custom tasks."""
     data: str | None = None
-    """Directory of the GLUE folders (`CoLA/train.tsv` …); without it the data come from the hub."""
+    """Directory with the tasks' official folders (`CoLA/train.tsv`, `glue/CoLA/train.tsv`, `BoolQ/train.jsonl` …);
+    without it the data come from the hub."""
     model: str | None = None
     """Fine-tune this model directory or hub name instead of the `pretrain` stage's result."""
+    train: bool = True
+    """`false`: evaluate the model as it is, with the head it has; labels are mapped by name."""
     learning_rate: Positive = 1e-4
     """Peak rate; linear warm-up, then linear to 0."""
     batch_size: Count = 32
     """Examples a step."""
-    epochs: Positive = 3.0
-    """Passes over the training examples."""
+    epochs: Positive | Literal["auto"] = 3.0
+    """Passes over the training examples. `auto`: 20 below 1,000 of them, 10 below 5,000, 5 below 50,000, else 3."""
     warmup: Share = 0.06
     """Share of the steps with rising rate."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     """Decoupled weight decay."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Each layer's rate is this times that of the layer above it (ULMFiT, arXiv 1801.06146; ELECTRA)."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced`: rare classes weigh more in the loss, inversely to their frequency."""
     max_length: Annotated[int, Field(ge=8)] = 128
     """Longer inputs are cut, from the longer text of a pair."""
     max_train_examples: Count | None = None
@@ -931,10 +1008,34 @@ class Finetune(Section):
     """Dropout while fine-tuning."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """As in `pretrain`."""
+    select: Literal["none", "train", "dev"] = "none"
+    """Which examples choose the epoch and a sweep's setting: none (the last step's model), `select_share` of the
+    training examples (the dev set stays untouched), or the dev set itself, which the results then say."""
+    select_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of the training examples that `select: train` holds out, by a hash of the text."""
+    patience: Count | None = None
+    """With `select`: stop after this many epochs without a better one."""
     seeds: Seeds = (0, 1, 2)
     """One run per seed; tables show mean, standard deviation and interval."""
     random_baseline: bool = True
     """Also fine-tune the same architecture from random weights, same recipe and seeds."""
+    predict_test: bool = False
+    """Also predict the test sets, for `frugalbert submit`."""
+    per_task: dict[Name, TaskSettings] = {}
+    """Settings of single tasks, and which tasks also start from another."""
+    stride: Count = 128
+    """Question answering: by how many tokens the windows of a long passage overlap."""
+    max_question_length: Count = 64
+    """Question answering: longer questions are cut to this many tokens."""
+    max_answer_length: Count = 30
+    """Question answering: the longest answer that is considered, in tokens."""
+    negatives: Count = 10
+    """ReCoRD: wrong candidates a query is trained with; evaluation always uses all."""
+    blimp: Literal["exact", "one-pass"] = "exact"
+    """Pseudo-log-likelihood with every token masked in turn, or from one pass over the whole sentence, which is cheap,
+    sees what it scores and is labelled so."""
+    sweep: Sweep | None = None
+    """Try several settings."""
 
 
 Search.model_rebuild()  # it holds a Finetune

@@ -9,26 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from frugalbert import config
 from frugalbert.finetune.tables import Row, class_name, class_names, did_you_mean, read_custom, read_glue, target
-from frugalbert.finetune.tasks import Example, Label, Layout, Task, digest, normal
+from frugalbert.finetune.tasks import Data, Example, Label, Layout, Task, digest, normal
 
 HUB = "nyu-mll/glue"
-
-
-@dataclass(frozen=True)
-class Data:
-    """A task with its examples; `notes` are sentences worth showing."""
-
-    task: Task
-    labels: tuple[str, ...]
-    train: list[Example]
-    dev: list[Example]
-    notes: tuple[str, ...] = ()
 
 
 def load(task: Task, section: config.Finetune, folder: Path, corpus: Path | None) -> Data:
@@ -48,10 +37,10 @@ def load(task: Task, section: config.Finetune, folder: Path, corpus: Path | None
                 "finetune.tasks: python-docs is made from the run's corpus; add corpus: {sources: [python-docs]}"
             )
         labels, train, dev = examples(corpus, section.max_train_examples)
-        data = Data(task, labels, train, dev)
+        data = Data(task, labels, {"train": train, "dev": dev})
     _check(data)
     if task.layout or task.custom:
-        data = replace(data, train=limit(data.train, section.max_train_examples))
+        data = replace(data, sets={**data.sets, "train": limit(data.train, section.max_train_examples)})
     return data
 
 
@@ -72,7 +61,7 @@ def _from_glue(task: Task, layout: Layout, data: Path | None) -> Data:
                 expected = ", ".join(written for written, _ in task.classes)
                 raise ValueError(f"{row.where}: {label!r} is no label of {task.title}; its labels are {expected}")
         sets.append(_examples(rows, [numbers[label] if isinstance(label, str) else label for label in labels]))
-    return Data(task, tuple(name for _, name in task.classes), sets[0], sets[1])
+    return Data(task, tuple(name for _, name in task.classes), {"train": sets[0], "dev": sets[1]})
 
 
 def _glue_folder(layout: Layout, data: Path) -> Path | None:
@@ -159,7 +148,7 @@ def _from_files(task: Task, custom: config.Task, folder: Path) -> Data:
     shared = sum(example.digest in known for example in sets[1])
     if shared:
         notes.append(f"{shared} of {len(sets[1])} dev texts also stand in the training file; the scores are flattered")
-    return Data(task, names, sets[0], sets[1], tuple(notes))
+    return Data(task, names, {"train": sets[0], "dev": sets[1]}, notes=tuple(notes))
 
 
 def _split(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from frugalbert import config, run
-from frugalbert.finetune.examples import Data
+from frugalbert.finetune.tasks import Data
 from frugalbert.progress import quiet
 
 DROPOUTS = (

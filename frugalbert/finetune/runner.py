@@ -18,7 +18,7 @@ import numpy as np
 from frugalbert import config, dist, run
 from frugalbert.finetune import examples, metrics, models, results, trial
 from frugalbert.finetune.features import encode
-from frugalbert.finetune.tasks import resolve
+from frugalbert.finetune.tasks import Data, resolve
 from frugalbert.progress import quiet
 
 
@@ -74,7 +74,7 @@ def build(section: config.Finetune, inputs: dict[str, Path], out: Path, machine:
 
 
 def _job(
-    data: examples.Data, section: config.Finetune, source: models.Source, device: Any, precision: str, micro_batch: int
+    data: Data, section: config.Finetune, source: models.Source, device: Any, precision: str, micro_batch: int
 ) -> trial.Job:
     """Tokenise once, and say what will be done."""
     sets = [

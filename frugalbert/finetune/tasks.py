@@ -44,6 +44,12 @@ class Task:
     aliases: tuple[str, ...] = ()
     layout: Layout | None = None
     custom: config.Task | None = None
+    cut: str = "longest"
+    """Which text loses tokens when both are too long: `longest`, `first` or `second`."""
+    rides: str = ""
+    """The task whose model predicts this one, which has no training set of its own (AX: mnli)."""
+    optional: bool = False
+    """Asked for by the name of a group: left out with a word where its files are absent."""
 
     @property
     def metric(self) -> str:
@@ -53,15 +59,57 @@ class Task:
 
 @dataclass(frozen=True)
 class Example:
-    """`label` is a class number, a number to predict, or the numbers of the labels that apply."""
+    """One row of a task, as its file has it; what its type does not use stays empty.
+
+    `label`: a class number, a number to predict, the numbers of the labels that apply, of the right options (any of
+    them counts) or of each word's tag; for an extractive question 1 if it has an answer, else 0. None = not known.
+    """
 
     text: str
-    text_b: str | None
-    label: Label
+    """The text or first text; the passage of a multiple choice; the question of an extractive one."""
+    text_b: str | None = None
+    label: Label | None = None
+    id: str = ""
+    """The row's key in its file (SuperGLUE's `idx`, SQuAD's `id`, MultiRC: `passage.question.answer`)."""
+    group: str = ""
+    """Rows with the same one are scored together: a question of MultiRC, a pair of AX-g, a part of RACE."""
+    spans: tuple[tuple[int, int, int], ...] = ()
+    """Words whose vectors feed the head: (0 in `text` or 1 in `text_b`, first character, behind the last)."""
+    options: tuple[str, ...] = ()
+    """Second texts, each of which makes an input of its own beside `text`."""
+    names: tuple[str, ...] = ()
+    """What submissions call the options: letters, entities."""
+    answers: tuple[str, ...] = ()
+    """Gold answers of extractive questions and cloze queries, as text."""
+    starts: tuple[int, ...] = ()
+    """Where each of `answers` starts in `text_b`, in characters."""
+    words: tuple[str, ...] = ()
+    """The words to tag; `text` is then empty."""
 
     @property
     def digest(self) -> str:
-        return digest(self.text, self.text_b)
+        return digest("\x1e".join((self.text, *self.words)), "\x1e".join((self.text_b or "", *self.options)) or None)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A task with its examples: `train`, `dev`, perhaps `dev-mismatched`, `test`, `test-mismatched`, and a set by the
+    name of every task in `riders`, which this task's model predicts too. `notes` are sentences worth showing.
+    """
+
+    task: Task
+    labels: tuple[str, ...]
+    sets: dict[str, list[Example]]
+    riders: tuple[Task, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def train(self) -> list[Example]:
+        return self.sets["train"]
+
+    @property
+    def dev(self) -> list[Example]:
+        return self.sets["dev"]
 
 
 def digest(text: str, text_b: str | None = None) -> str:

@@ -17,8 +17,8 @@ import numpy as np
 from frugalbert import dist
 from frugalbert.config import Finetune
 from frugalbert.finetune import models
-from frugalbert.finetune.examples import Data
 from frugalbert.finetune.features import Features, batches, collate
+from frugalbert.finetune.tasks import Data
 from frugalbert.run import check_stop
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 
 from frugalbert import config, run
 from frugalbert.finetune import models, runner
-from frugalbert.finetune.examples import Data
+from frugalbert.finetune.tasks import Data
 from frugalbert.finetune.tasks import resolve
 from tests.finetune.test_runner import check_saved_model, section, write_task
 
@@ -18,7 +18,7 @@ ARCHS = [
     "bert 1x32 heads=2 ffn=48 max_length=64",
     "bert-preln 1x32 heads=2 ffn=48 max_length=64",
 ]
-DATA = Data(resolve(["sst2"])[0], ("negative", "positive"), [], [])
+DATA = Data(resolve(["sst2"])[0], ("negative", "positive"), {"train": [], "dev": []})
 
 
 @pytest.fixture(params=ARCHS, ids=lambda text: text.split()[0])

@@ -11,7 +11,7 @@ import pytest
 from frugalbert import config
 from frugalbert.finetune import examples
 from frugalbert.finetune.examples import limit, load
-from frugalbert.finetune.tasks import TABLE, Example, resolve
+from frugalbert.finetune.tasks import TABLE, Data, Example, resolve
 
 COUNTS = {
     "cola": (8551, 1043),
@@ -27,7 +27,7 @@ def section(tasks: list, **settings: object) -> config.Finetune:
     return config.Finetune(tasks=tasks, model="unused", **settings)
 
 
-def custom(folder: Path, train: str, dev: str | None = None, suffix: str = ".csv", **settings: object) -> examples.Data:
+def custom(folder: Path, train: str, dev: str | None = None, suffix: str = ".csv", **settings: object) -> Data:
     """Write the files, load the task."""
     (folder / f"train{suffix}").write_text(train)
     if dev is not None:
