@@ -939,7 +939,7 @@ class Sweep(Section):
     """`tpe`: settings proposed together before it learns how they did; changes the result, unlike `machine.workers`."""
     learning_rate: Values = ()
     """Values to try; empty = the recipe's. `random` and `tpe` also take a range, `1e-5..1e-3`, drawn by logarithm."""
-    batch_size: Counts | tuple[()] = ()
+    batch_size: Annotated[tuple[Count, ...], BeforeValidator(_tuple)] = ()
     """Values to try."""
     epochs: Values = ()
     """Values or a range to try."""

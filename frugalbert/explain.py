@@ -99,12 +99,15 @@ def _keys(model: dict[str, Any], models: dict[str, Any], prefix: str) -> Iterato
             text = " ".join(str(inner.get("description", text)).split())
         yield Key(prefix + name, _kind(info), default, text, inner is not None and not is_list)
         if inner is not None:
-            yield from _keys(inner, models, f"{prefix}{name}{'[]' if is_list else ''}.")
+            more = "[]" if is_list else ".NAME" if "additionalProperties" in info else ""
+            yield from _keys(inner, models, f"{prefix}{name}{more}.")
 
 
 def _model_in(info: dict[str, Any], models: dict[str, Any]) -> dict[str, Any] | None:
     """The model that a key's value (or the items of its list) is an instance of, if any."""
-    for part in (info, info.get("items", {}), *info.get("anyOf", ()), *info.get("items", {}).get("anyOf", ())):
+    every = info.get("additionalProperties")
+    named = every if isinstance(every, dict) else {}
+    for part in (info, named, info.get("items", {}), *info.get("anyOf", ()), *info.get("items", {}).get("anyOf", ())):
         if "$ref" in part:
             return models[part["$ref"].rsplit("/", 1)[-1]]
     return None
