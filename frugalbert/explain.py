@@ -90,7 +90,7 @@ def all_keys() -> Iterator[Key]:
 def _keys(model: dict[str, Any], models: dict[str, Any], prefix: str) -> Iterator[Key]:
     for name, info in model["properties"].items():
         inner = _model_in(info, models)
-        is_list = "items" in info
+        is_list = "items" in info or "patternProperties" in info  # of mappings, or mappings by name
         default = "required" if name in model.get("required", ()) else _default(info)
         text = " ".join(str(info.get("description", "")).split())
         if inner is not None and not is_list:
@@ -99,15 +99,19 @@ def _keys(model: dict[str, Any], models: dict[str, Any], prefix: str) -> Iterato
             text = " ".join(str(inner.get("description", text)).split())
         yield Key(prefix + name, _kind(info), default, text, inner is not None and not is_list)
         if inner is not None:
-            more = "[]" if is_list else ".NAME" if "additionalProperties" in info else ""
+            more = ".NAME" if "patternProperties" in info else "[]" if is_list else ""
             yield from _keys(inner, models, f"{prefix}{name}{more}.")
 
 
 def _model_in(info: dict[str, Any], models: dict[str, Any]) -> dict[str, Any] | None:
     """The model that a key's value (or the items of its list) is an instance of, if any."""
-    every = info.get("additionalProperties")
-    named = every if isinstance(every, dict) else {}
-    for part in (info, named, info.get("items", {}), *info.get("anyOf", ()), *info.get("items", {}).get("anyOf", ())):
+    for part in (
+        info,
+        *info.get("patternProperties", {}).values(),
+        info.get("items", {}),
+        *info.get("anyOf", ()),
+        *info.get("items", {}).get("anyOf", ()),
+    ):
         if "$ref" in part:
             return models[part["$ref"].rsplit("/", 1)[-1]]
     return None
@@ -215,9 +219,10 @@ def markdown() -> str:
     parents = dict.fromkeys(key.path.rpartition(".")[0] for key in found if "." in key.path)
     texts = {key.path: key.text for key in found}
     for parent in parents:
-        title = parent.removesuffix("[]")
+        title = parent.removesuffix("[]").removesuffix(".NAME")
         lines += ["", f"{'###' if '.' in parent else '##'} {title}", ""]
-        lines += [f"Each item of `{title}`, when written as a mapping." if parent.endswith("[]") else texts[parent], ""]
+        each = parent.endswith(("[]", ".NAME"))
+        lines += [f"Each item of `{title}`, when written as a mapping." if each else texts[parent], ""]
         lines += _markdown_table([key for key in found if key.path.rpartition(".")[0] == parent])
     named = {"Architecture presets": _presets(), "Attention patterns": _patterns(), "Learning-rate curves": _curves()}
     for title, table in named.items():
