@@ -955,6 +955,68 @@ class Sweep(Section):
     """Of `random` and `tpe`."""
 
 
+class Agora(Section):
+    """Agora (arXiv 2010.07990; the loop stands in docs/methods.md): train every setting of the grid written here, make
+    new examples from the best one's mistakes, have a teacher label them, let settings go, and again; for one task."""
+
+    teacher: str | None = None
+    """Who labels new examples: directory or hub name of a sequence classifier of the task; labels go by name."""
+    weak_teacher: bool = False
+    """Go on with a teacher that is right on no more than two thirds of the steering examples, which Agora rules out."""
+    labels: Literal["teacher", "gold", "random"] = "teacher"
+    """Ablations: the label of the mistake that a new example was made from, or any label by chance."""
+    learning_rate: Annotated[tuple[Positive, ...], BeforeValidator(_tuple)] = ()
+    """Values of the grid; empty = the recipe's."""
+    batch_size: Annotated[tuple[Count, ...], BeforeValidator(_tuple)] = ()
+    """Values of the grid."""
+    epochs: Annotated[tuple[Positive, ...], BeforeValidator(_tuple)] = ()
+    """Values of the grid."""
+    warmup: Shares = ()
+    """Values of the grid."""
+    weight_decay: Annotated[tuple[Weight, ...], BeforeValidator(_tuple)] = ()
+    """Values of the grid."""
+    transforms: Annotated[Texts, Field(min_length=1)] = ("dropout",)
+    """How new examples are made, each by one of these in turn: `dropout`, `delete`, `swap` of words, `mix` of two
+    mistakes, `masked-lm`, `synonym` by embeddings, or `file.py:function` beside the YAML."""
+    transform_model: str | None = None
+    """Directory or hub name of the masked language model of `masked-lm` and `synonym`; default: the model itself."""
+    strength: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    """Share of the words that a transformation touches."""
+    per_mistake: Count = 2
+    """New examples made from each mistake."""
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Share of the training examples that steer (choose settings and show mistakes) and are never trained on, drawn by
+    a hash of the text. The dev set stays untouched."""
+    max_overlap: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+    """A new example that shares more of its runs of three words with a steering, dev or test example is left out."""
+    tolerance: Positive = 0.5
+    """Regression: a prediction is right within so many standard deviations of the training labels."""
+    prune: Literal["lcs", "worst", "halving"] = "lcs"
+    """Which settings leave after a round: the worst with those most like it, the worst, or the worse half."""
+    replay: Count | None = None
+    """Every so many rounds make new examples once more, from the mistakes of the best student so far."""
+    max_rounds: Count | None = None
+    """Stop after so many rounds; never more than there are settings."""
+    max_trainings: Count | None = None
+    """No round begins that would exceed it."""
+    max_examples_per_round: Count = 1000
+    """A round adds at most so many."""
+    max_examples: Count | None = None
+    """Stop once so many have been added."""
+    max_teacher_calls: Count | None = None
+    """Stop once the teacher has labelled so many."""
+    max_minutes: Positive | None = None
+    """No round begins after it."""
+    patience: Count | None = None
+    """Stop after so many rounds without a better student."""
+
+    @model_validator(mode="after")
+    def _labelled(self) -> Agora:
+        if self.labels == "teacher" and self.teacher is None:
+            raise ValueError("agora needs a teacher; write agora.teacher, or labels: gold or random for an ablation")
+        return self
+
+
 class TaskSettings(Section):
     """What one task does otherwise than the section says."""
 
@@ -1036,6 +1098,8 @@ class Finetune(Section):
     sees what it scores and is labelled so."""
     sweep: Sweep | None = None
     """Try several settings."""
+    agora: Agora | None = None
+    """Also train by Agora; its results stand beside `pretrained`."""
 
 
 Search.model_rebuild()  # it holds a Finetune
