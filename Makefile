@@ -5,7 +5,7 @@ TESTS   ?= tests
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 TORCH   := $(shell grep '^torch==' constraints.txt)
-EXTRAS  := dev,onnx,cluster,dedup,wikipedia
+EXTRAS  := dev,onnx,cluster,dedup,wikipedia,sweeps
 PIP     := $(BIN)/python -m pip --no-input --disable-pip-version-check install --progress-bar off -c constraints.txt
 LOG     := $(VENV)/pip.log
 PYTEST  := $(BIN)/python -m pytest --quiet -n 2 --dist loadfile
