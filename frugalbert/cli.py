@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -223,6 +223,38 @@ def report(file: File, settings: Settings = None, directory: Directory = None) -
     (directory / "report").mkdir(exist_ok=True)
     build(config.report or Report(), {"run": directory}, directory / "report", config.machine)
     print(directory / "report" / "report.html")
+
+
+@app.command()
+@_guarded
+def grid(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML with hyperparameters and default_parameters.")],
+    init_cmd: Annotated[
+        str | None, typer.Option("--init-cmd", help="The command (default: deepspeed run_pretraining.py).")
+    ] = None,
+    job_name: Annotated[str, typer.Option("--job-name", help="Name of the job.")] = "bert_large_experiment",
+    search: Annotated[Literal["grid", "random"], typer.Option(help="All combinations, or some by chance.")] = "grid",
+    trials: Annotated[int, typer.Option(min=1, help="How many with --search random.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of --search random.")] = 0,
+    style: Annotated[
+        Literal["reference", "ours"], typer.Option(help="`--key value`, or `section.key=value` as our verbs take it.")
+    ] = "reference",
+    form: Annotated[
+        Literal["lines", "shell", "slurm", "json"], typer.Option("--format", help="One a line, a script, JSON.")
+    ] = "lines",
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; without it they are printed.")] = None,
+) -> None:
+    """Turn a file of hyper-parameter values (academic-budget-bert's format) into one command per combination."""
+    from frugalbert import grid as jobs
+
+    read = jobs.read(file)
+    chosen = jobs.settings(read, search, trials, seed)
+    text = jobs.write(jobs.commands(read, chosen, jobs.Form(style, init_cmd, job_name)), form, job_name)
+    if out is None:
+        print(text, end="")
+    else:
+        jobs.save(out, text, form)
+        print(out)
 
 
 def main() -> None:
