@@ -336,8 +336,10 @@ def constant(kind: str, gold: Array) -> Array:
 
 def majority(kind: str, train: Sequence[Example], examples: Sequence[Example], labels: Sequence[str]) -> Any:
     """Predictions for `examples`, in `score`'s form, of a model that learned only the frequencies of `train`: the most
-    frequent class, tag or position of the right option, the mean, the labels of more than half, no answer.
+    frequent class, tag or position of the right option, the mean, the labels of more than half, no answer. Without
+    training examples the frequencies are those of `examples`.
     """
+    train = train or examples
     if kind == QUESTIONS:
         return [""] * len(examples)
     if kind in (CLASSES, NUMBERS, LABELS):
