@@ -1,7 +1,6 @@
 """Files with texts and labels in; rows with their line numbers out, or one sentence that names the file and the line.
 
-The official GLUE layouts (arXiv 1804.07461) are read with quoting switched off, an optional BOM and `\\n` alone as line
-end: default CSV quoting silently loses rows of QNLI, MRPC and STS-B. Custom files: CSV with quotes, TSV without, JSONL.
+CSV with quotes, TSV without, JSONL; UTF-8 with an optional BOM. Only `\\n` ends a line of TSV and JSONL.
 """
 
 from __future__ import annotations
@@ -11,22 +10,27 @@ import difflib
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from frugalbert.config import Columns
+
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One example as its file has it; `where` is `file line 17` for messages."""
+    """One example as its file has it; `where` is `file line 17` for messages. `label`: None = not known."""
 
     where: str
     text: str
     text_b: str | None
     label: Any
+    id: str = ""
+    options: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
 
 
 def read_text(path: Path) -> str:
@@ -53,9 +57,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-# ---- official layout ------------------------------------------------------------------------------------------------
-
-
 def split_lines(text: str) -> list[str]:
     """Lines ended by `\\n` alone (a `\\r` before it is dropped); U+2028, form feeds and lone `\\r` stay inside."""
     lines = text.split("\n")
@@ -64,29 +65,15 @@ def split_lines(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def read_glue(path: Path, columns: Sequence[int | None], width: int, header: bool) -> list[Row]:
-    """Rows of an official GLUE file: `columns` = positions of text, second text (or None) and label; no quoting."""
-    rows = []
-    first, second, label = columns
-    for number, line in enumerate(split_lines(read_text(path)), 1):
-        cells = line.split("\t")
-        if len(cells) != width:
-            raise ValueError(
-                f"{path} line {number} has {len(cells)} columns instead of {width}; is it the official GLUE file?"
-            )
-        if number > 1 or not header:
-            text_b = None if second is None else cells[second].strip()
-            rows.append(Row(f"{path} line {number}", cells[first or 0].strip(), text_b, cells[label or 0]))
-    if not rows:
-        raise ValueError(f"{path} has a header but no examples")
-    return rows
-
-
 # ---- custom files ---------------------------------------------------------------------------------------------------
 
 
-def read_custom(path: Path, text: str, text_b: str | None, label: str) -> list[Row]:
-    """Rows of a `.csv` (quoted), `.tsv` (no quoting) or `.jsonl` file by column names. Raises ValueError, OSError."""
+def read_custom(path: Path, columns: Columns, labelled: bool = True) -> list[Row]:
+    """Rows of a `.csv` (quoted), `.tsv` (no quoting) or `.jsonl` file by column names. Raises ValueError, OSError.
+
+    Args:
+        labelled: False = a file to predict, whose label column may be absent or have gaps.
+    """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; paths are relative to the YAML")
     kind = path.suffix.lower()
@@ -96,23 +83,63 @@ def read_custom(path: Path, text: str, text_b: str | None, label: str) -> list[R
         )
     content = read_text(path)
     lines = _jsonl_lines(path, content) if kind == ".jsonl" else _table_lines(path, content, quoted=kind == ".csv")
+    wanted = [("text", columns.text), ("text_b", columns.text_b), ("id", columns.id)]
+    wanted += [("label", columns.label)] if labelled else []
+    wanted += [("options", option) for option in columns.options]
     rows = []
     for number, record in lines:
         where = f"{path} line {number}"
-        for column, key in (("text", text), ("text_b", text_b), ("label", label)):
+        for column, key in wanted:
             if key is not None and key not in record:
                 there = ", ".join(map(repr, list(record)[:20]))
                 hint = did_you_mean(key, record)
                 raise ValueError(f"{where} has no column {key!r} (columns.{column}); it has {there}{hint}")
-        texts = [record[text], None if text_b is None else record[text_b]]
-        if not isinstance(texts[0], str) or not isinstance(texts[1], str | None) or (text_b and texts[1] is None):
-            bad = text if not isinstance(texts[0], str) else text_b
-            raise ValueError(f"{where}: {bad!r} is no text; every example needs one")
-        texts = [None if value is None else _encodable(value).strip() for value in texts]
-        rows.append(Row(where, texts[0], texts[1], record[label]))
+        text = _text(record, columns.text, where)
+        text_b = _text(record, columns.text_b, where) if columns.text_b else None
+        key = str(len(rows)) if columns.id is None else _key(record[columns.id], columns.id, where)
+        label = record.get(columns.label)
+        if not labelled and (label is None or label == ""):
+            label = None
+        rows.append(Row(where, text, text_b, label, key, _options(record, columns.options, where)))
     if not rows:
         raise ValueError(f"{path} has a header but no examples")
     return rows
+
+
+def _text(record: dict[str, Any], column: str, where: str) -> str:
+    value = record[column]
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {column!r} is no text; every example needs one")
+    return _encodable(value).strip()
+
+
+def _key(value: Any, column: str, where: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        raise ValueError(f"{where}: {column!r} (columns.id) is {json.dumps(value)[:60]}; write a number or a text")
+    return _encodable(str(value)).strip()
+
+
+def _options(record: dict[str, Any], columns: tuple[str, ...], where: str) -> tuple[str, ...]:
+    """Texts of several columns, or the list in one. Raises ValueError if they are fewer than two texts."""
+    if not columns:
+        return ()
+    values: Any = [record[column] for column in columns]
+    if len(columns) == 1:
+        values = values[0]
+        if isinstance(values, str):
+            try:
+                values = json.loads(values)
+            except ValueError:
+                values = None
+    if not isinstance(values, list) or len(values) < 2 or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{where}: the options (columns.options) are no two texts or more, nor a JSON list of them")
+    return tuple(_encodable(value).strip() for value in values)
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(`file line 3`, object) of a JSONL file. Raises ValueError for a line that is none, such as a truncated one."""
+    for number, record in _jsonl_lines(path, read_text(path)):
+        yield f"{path} line {number}", record
 
 
 def _encodable(text: str) -> str:
@@ -212,3 +239,34 @@ def class_names(row: Row) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise ValueError(f'{row.where}: the labels {json.dumps(value)[:80]} are no list; write a;b or ["a", "b"]')
     return tuple(sorted({class_name(Row(row.where, "", None, part)) for part in value}))
+
+
+def option_number(row: Row) -> tuple[int]:
+    """The right option of a multiple choice: its number from 0, its letter or its text.
+
+    Raises ValueError if the label is none of these, or two of them that disagree.
+    """
+    value, options = row.label, row.options
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        found = {value} & set(range(len(options)))
+    else:
+        written = _encodable(value).strip() if isinstance(value, str) else ""
+        found = {number for number, option in enumerate(options) if option == written}
+        if written.isascii() and written.isdigit():
+            found |= {int(written)} & set(range(len(options)))
+        if len(written) == 1 and written.isascii() and written.isalpha():
+            found |= {ord(written.upper()) - ord("A")} & set(range(len(options)))
+    if len(found) != 1:
+        problem = "could be several of" if found else "is none of"
+        raise ValueError(
+            f"{row.where}: the label {json.dumps(row.label, ensure_ascii=False)[:60]} {problem} the {len(options)} "
+            "options; write the number of the right one from 0, its letter, or its text"
+        )
+    return (found.pop(),)
+
+
+def tags(row: Row) -> tuple[str, ...]:
+    """The tags of a sentence, one a word."""
+    return row.label

@@ -1,15 +1,16 @@
 """Tasks as rows of one table: names from the YAML in, rows out.
 
-A `Task` says what is predicted, how it is measured and where its examples stand: the official GLUE layout
-(arXiv 1804.07461), the hub's copy of it, files of the user's, or the documents of the run's corpus (`python-docs`). An
-`Example` is one row of its data.
+A `Task` says what is predicted, how it is measured and where its examples stand: the official files or the hub's copy
+of GLUE (arXiv 1804.07461), SuperGLUE (1905.00537), SQuAD (1606.05250, 1806.03822), RACE (1704.04683) and BLiMP
+(1912.00582), files of the user's, or the documents of the run's corpus (`python-docs`). An `Example` is one row of its
+data.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from frugalbert import config
 from frugalbert.finetune import metrics
@@ -20,14 +21,13 @@ Label = int | float | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a GLUE task stands: folder and column positions of the official TSV files, names on the hub."""
+    """Where an official task stands: whose format its files have, their folder, and its names on the hub."""
 
+    family: str
+    """`glue`, `superglue`, `squad`, `race` or `blimp`: which module reads them."""
     folder: str
-    columns: tuple[int, int | None, int]
-    width: int
+    hub: str
     subset: str
-    fields: tuple[str, ...]
-    header: bool = True
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Task:
     cut: str = "longest"
     """Which text loses tokens when both are too long: `longest`, `first` or `second`."""
     rides: str = ""
-    """The task whose model predicts this one, which has no training set of its own (AX: mnli)."""
+    """The task whose model predicts this one, which has no training set of its own (AX: mnli, AX-b: superglue-rte)."""
     optional: bool = False
     """Asked for by the name of a group: left out with a word where its files are absent."""
 
@@ -57,7 +57,7 @@ class Task:
         return self.headline[0] if len(self.headline) == 1 else f"({' + '.join(self.headline)}) / {len(self.headline)}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """One row of a task, as its file has it; what its type does not use stays empty.
 
@@ -82,7 +82,7 @@ class Example:
     answers: tuple[str, ...] = ()
     """Gold answers of extractive questions and cloze queries, as text."""
     starts: tuple[int, ...] = ()
-    """Where each of `answers` starts in `text_b`, in characters."""
+    """Where each of `answers` starts in `text_b`, in characters; -1 = it does not stand there (never in training)."""
     words: tuple[str, ...] = ()
     """The words to tag; `text` is then empty."""
 
@@ -118,43 +118,110 @@ def digest(text: str, text_b: str | None = None) -> str:
     return hashlib.blake2b(joined.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
-def _glue(title: str, scores: str, classes: str, layout: Layout, aliases: tuple[str, ...] = ()) -> Task:
-    """`classes` as `written=name`; a task without classes is a regression from 0 to 5."""
-    names = tuple((pair.split("=")[0], pair.split("=")[-1]) for pair in classes.split())
-    kind, limits = ("classification", None) if names else ("regression", (0.0, 5.0))
-    leaderboard = tuple(scores.split())
-    return Task(normal(title), title, kind, leaderboard, leaderboard, names, limits, aliases, layout)
-
-
 def normal(name: str) -> str:
     """`'STS-B'` -> `'stsb'`: names are compared without case and punctuation."""
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-PAIR, ENTAILMENT = ("sentence1", "sentence2"), "entailment not_entailment"
+HUBS = {"glue": "nyu-mll/glue", "superglue": "aps/super_glue", "race": "ehovy/race", "blimp": "nyu-mll/blimp"}
+
+
+def _row(title: str, subset: str, scores: str, classes: str = "", aliases: str = "") -> Task:
+    """A classification, as most are.
+
+    Args:
+        subset: family and name on the hub, `glue/cola`; the folder is called as the title says.
+        classes: `written=name`, in order; one word where both are the same.
+    """
+    family, subset = subset.split("/")
+    layout, leaderboard = Layout(family, title, HUBS[family], subset), tuple(scores.split())
+    names = tuple((pair.split("=")[0], pair.split("=")[-1]) for pair in classes.split())
+    return Task(
+        normal(title), title, "classification", leaderboard, leaderboard, names, None, tuple(aliases.split()), layout
+    )
+
+
+def _squad(version: str, hub: str, subset: str, aliases: str) -> Task:
+    layout = Layout("squad", "squad", hub, subset)
+    return Task(
+        f"squad{version[0]}", f"SQuAD {version}", "question-answering", ("squad_f1", "squad_em"), ("squad_f1",),
+        aliases=tuple(aliases.split()), layout=layout,
+    )  # fmt: skip
+
+
+def _race(name: str, title: str, subset: str) -> Task:
+    layout, parts = Layout("race", "RACE", HUBS["race"], subset), ("accuracy_middle", "accuracy_high")
+    scores = ("accuracy", *(parts if subset == "all" else ()))
+    return Task(name, title, "multiple-choice", scores, ("accuracy",), layout=layout, cut="first")
+
+
+ENTAILMENT, YES_NO = "entailment not_entailment", "false true"
+GLUE = (
+    _row("CoLA", "glue/cola", "mcc", "0=unacceptable 1=acceptable"),
+    _row("SST-2", "glue/sst2", "accuracy", "0=negative 1=positive", "sst"),
+    _row("MRPC", "glue/mrpc", "f1 accuracy", "0=not_equivalent 1=equivalent"),
+    replace(_row("STS-B", "glue/stsb", "pearson spearman", "", "sts"), type="regression", limits=(0.0, 5.0)),
+    _row("QQP", "glue/qqp", "f1 accuracy", "0=not_duplicate 1=duplicate"),
+    _row("MNLI", "glue/mnli", "accuracy", "entailment neutral contradiction", "mnlim mnlimm"),
+    _row("QNLI", "glue/qnli", "accuracy", ENTAILMENT),
+    _row("RTE", "glue/rte", "accuracy", ENTAILMENT),
+    _row("WNLI", "glue/wnli", "accuracy", "0=not_entailment 1=entailment"),
+    replace(_row("AX", "glue/ax", "mcc", "entailment neutral contradiction", "diagnostic"), rides="mnli"),
+)
+_WSC = _row("WSC", "superglue/wsc", "accuracy", YES_NO)
+SUPERGLUE = (
+    replace(_row("BoolQ", "superglue/boolq", "accuracy", YES_NO), cut="second"),
+    _row("CB", "superglue/cb", "macro_f1 accuracy", "entailment contradiction neutral"),
+    replace(_row("COPA", "superglue/copa", "accuracy", "0=choice1 1=choice2"), type="multiple-choice"),
+    replace(_row("MultiRC", "superglue/multirc", "f1a em", "0=false 1=true"), cut="first"),
+    replace(_row("ReCoRD", "superglue/record", "record_f1 record_em"), type="multiple-choice", cut="first"),
+    replace(_row("RTE", "superglue/rte", "accuracy", ENTAILMENT), name="superglue-rte", title="RTE (SuperGLUE)"),
+    _row("WiC", "superglue/wic", "accuracy", YES_NO),
+    _WSC,
+    replace(_row("AX-b", "superglue/axb", "mcc", ENTAILMENT), rides="superglue-rte"),
+    replace(_row("AX-g", "superglue/axg", "gender_parity accuracy", ENTAILMENT), rides="superglue-rte"),
+)
 TABLE = (
-    _glue("CoLA", "mcc", "0=unacceptable 1=acceptable",
-          Layout("CoLA", (3, None, 1), 4, "cola", ("sentence",), header=False)),
-    _glue("SST-2", "accuracy", "0=negative 1=positive",
-          Layout("SST-2", (0, None, 1), 2, "sst2", ("sentence",)), ("sst",)),
-    _glue("MRPC", "f1 accuracy", "0=not_equivalent 1=equivalent", Layout("MRPC", (3, 4, 0), 5, "mrpc", PAIR)),
-    _glue("STS-B", "pearson spearman", "", Layout("STS-B", (7, 8, 9), 10, "stsb", PAIR), ("sts",)),
-    _glue("RTE", "accuracy", ENTAILMENT, Layout("RTE", (1, 2, 3), 4, "rte", PAIR)),
-    _glue("WNLI", "accuracy", "0=not_entailment 1=entailment", Layout("WNLI", (1, 2, 3), 4, "wnli", PAIR)),
-    _glue("QNLI", "accuracy", ENTAILMENT, Layout("QNLI", (1, 2, 3), 4, "qnli", ("question", "sentence"))),
+    *GLUE,
+    *SUPERGLUE,
+    replace(_WSC, name="wsc-text", title="WSC (text)"),
+    _squad("1.1", "rajpurkar/squad", "plain_text", "squad squad11 squadv1 squadv11"),
+    _squad("2.0", "rajpurkar/squad_v2", "squad_v2", "squadv2 squadv20"),
+    _race("race", "RACE", "all"),
+    _race("race-middle", "RACE-M", "middle"),
+    _race("race-high", "RACE-H", "high"),
+    Task("blimp", "BLiMP", "minimal-pairs", ("accuracy",), ("accuracy",),
+         layout=Layout("blimp", "blimp", HUBS["blimp"], "")),
     Task("python-docs", "python-docs", "classification", ("accuracy", "macro_f1", "mcc"), ("accuracy",)),
 )  # fmt: skip
-GROUPS = {"glue": tuple(task for task in TABLE if task.layout)}
+GROUPS = {
+    name: tuple(replace(task, optional=True) for task in rows)
+    for name, rows in (("glue", GLUE), ("superglue", SUPERGLUE))
+}
 DEFAULT_METRICS = {
     "classification": ("accuracy", "macro_f1", "mcc"),
     "regression": ("pearson", "spearman", "mse"),
     "multilabel": ("micro_f1", "macro_f1", "exact_match"),
+    "multiple-choice": ("accuracy",),
+    "question-answering": ("squad_f1", "squad_em"),
+    "token-classification": ("span_f1",),
 }
 
 
+def spellings(task: Task) -> set[str]:
+    """All that a row answers to, as `normal` has it: `sst2`, `sst`, `gluesst2` (the hub's `glue/sst2`)."""
+    layout, found = task.layout, {normal(task.name), normal(task.title), *task.aliases}
+    if layout:
+        found |= {normal(f"{family}{layout.subset}") for family in (layout.family, layout.hub.split("/")[-1])}
+    return found
+
+
 def resolve(names: Sequence[str | config.Task]) -> list[Task]:
-    """The rows that `finetune.tasks` asks for, each once, in order. Raises ValueError for unknown or doubled names."""
-    known = {alias: (task,) for task in TABLE for alias in (normal(task.name), *task.aliases)} | GROUPS
+    """The rows that `finetune.tasks` asks for, each once, in order; members of a group are `optional`.
+
+    Raises ValueError for unknown or doubled names, and for a row that another one's model predicts without that other.
+    """
+    known = {alias: (task,) for task in reversed(TABLE) for alias in spellings(task)} | GROUPS
     found: dict[str, Task] = {}
     for name in names:
         if isinstance(name, str):
@@ -164,11 +231,20 @@ def resolve(names: Sequence[str | config.Task]) -> list[Task]:
                     f"finetune.tasks: there is no task {name!r}{did_you_mean(name, [*titles, *known])}; "
                     f"there are {', '.join(titles)}, and custom ones (name, train, columns)"
                 )
-            found |= {task.name: task for task in known[normal(name)]}
+            for task in known[normal(name)]:
+                if task.name not in found or not task.optional:
+                    found[task.name] = task
             continue
         if name.name in found or normal(name.name) in known:
             raise ValueError(f"finetune.tasks: two tasks are called {name.name!r}; rename the custom one")
+        if name.metrics:
+            metrics.check(name.metrics, name.type, f"finetune.tasks.{name.name}.metrics")
         scores = name.metrics or DEFAULT_METRICS[name.type]
-        metrics.check(scores, name.type, f"finetune.tasks.{name.name}.metrics")
         found[name.name] = Task(name.name, name.name, name.type, scores, scores[:1], custom=name)
+    for task in found.values():
+        if task.rides and task.rides not in found:
+            raise ValueError(
+                f"finetune.tasks: {task.title} has no training set, the model of {task.rides} predicts it; add "
+                f"{task.rides} to the tasks"
+            )
     return list(found.values())
