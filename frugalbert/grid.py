@@ -1,8 +1,8 @@
 """academic-budget-bert's hyper-parameter file in; one command per combination of its values out.
 
 `hyperparameters: {name: [values]}`, `default_parameters: {name: value}` (arXiv 2104.07705). The names are any program's
-options, so the same serves pre-training, fine-tuning and slices. Unlike there, a false switch is left out, arguments are
-quoted for the shell, and a run's id is a hash of its settings: the same file gives the same ids.
+options, so the same serves pre-training, fine-tuning and slices. Unlike there, a false switch is left out, arguments
+are quoted for the shell, and a run's id is a hash of its settings: the same file gives the same ids.
 """
 
 from __future__ import annotations
