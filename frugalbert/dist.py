@@ -46,15 +46,19 @@ class Machine(Protocol):
 # ---- device, precision, threads --------------------------------------------------------------------------------------
 
 
-def pick_device(machine: Machine) -> torch.device:
-    """The device of this process: `cuda:LOCAL_RANK` or the CPU. Raises ValueError if a GPU is asked for and absent."""
+def pick_device(machine: Machine, slot: int | None = None) -> torch.device:
+    """The device of this process: `cuda:LOCAL_RANK` (or the one of `slot`) or the CPU.
+
+    Raises ValueError if a GPU is asked for and absent.
+    """
     import torch
 
     if machine.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("machine.device is cuda, but torch finds no GPU here; write device: auto or cpu")
     if machine.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    number = int(os.environ.get("LOCAL_RANK", "0")) if slot is None else slot
+    device = torch.device("cuda", number % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
 

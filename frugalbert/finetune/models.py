@@ -41,6 +41,7 @@ PROBLEMS = {
     "regression": "regression",
     "multilabel": "multi_label_classification",
 }
+AS_IT_IS = "as it is"
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,17 @@ def open_source(name: str, tokenizer_path: Path | None) -> Source:
 
 def _register() -> None:
     """Tell transformers' Auto classes of our own type, so that its directories load without any code of theirs."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    import transformers
 
+    from frugalbert.model import modeling
     from frugalbert.model.configuration import FrugalConfig
-    from frugalbert.model.modeling import FrugalForSequenceClassification
 
-    AutoConfig.register(FrugalConfig.model_type, FrugalConfig, exist_ok=True)
-    AutoModelForSequenceClassification.register(FrugalConfig, FrugalForSequenceClassification, exist_ok=True)
+    transformers.AutoConfig.register(FrugalConfig.model_type, FrugalConfig, exist_ok=True)
+    for head in ("ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering", "ForTokenClassification"):
+        getattr(transformers, f"AutoModel{head}").register(
+            FrugalConfig, getattr(modeling, f"Frugal{head}"), exist_ok=True
+        )
+    transformers.AutoModel.register(FrugalConfig, modeling.FrugalModel, exist_ok=True)
 
 
 def _tokenizer(name: str, other: Path | None, num_embeddings: int) -> Any:
@@ -142,47 +147,125 @@ def _tokenizer(name: str, other: Path | None, num_embeddings: int) -> Any:
 
 
 def build(source: Source, data: Data, init: str, dropout: float, seed: int) -> Any:
-    """A model in fp32 for the task; `init` is `pretrained` or `random`. Seeds torch's generator.
+    """A model in fp32 for the task; `init` is `pretrained`, `random`, or `as it is` (with the head it has).
 
-    Raises ValueError if the weights are damaged or are not those of the configuration's encoder.
+    Seeds torch's generator. A model that was fine-tuned before keeps its encoder alone. Raises ValueError if the
+    weights are damaged, are not those of the configuration's encoder, or have no head for the task `as it is`.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification as Owner
 
-    settings = headed(source.config, data, dropout)
+    settings = source.config if init == AS_IT_IS else headed(source.config, data, dropout)
+    num_spans = len(data.dev[0].spans) if data.dev else 0
+    owner = _owner("" if num_spans else data.task.type)
     torch.manual_seed(seed)
     with quiet():
         if init == "random":
-            return Owner.from_config(settings, dtype=torch.float32, trust_remote_code=False)
-        try:
-            model, report = Owner.from_pretrained(
-                source.name,
-                config=settings,
-                dtype=torch.float32,
-                output_loading_info=True,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # the head of another task
-                trust_remote_code=False,
-            )
-        except Exception as error:  # safetensors, JSON and shape errors have no base in common
-            raise ValueError(f"{source.name} cannot be loaded ({_why(error)}); copy it again from its origin") from None
+            model = owner.from_config(settings, dtype=torch.float32, trust_remote_code=False)
+        else:
+            model = _load(source, owner, settings)
+            if init == "pretrained" and not num_spans and _fine_tuned(source.config):
+                torch.manual_seed(seed)
+                _new_head(model, owner.from_config(settings, dtype=torch.float32, trust_remote_code=False))
+        if not num_spans:
+            return model
+        from frugalbert.finetune.heads import SPAN_HEAD, SpanClassifier
+
+        model = SpanClassifier(model, num_spans, max(1, len(data.labels)), dropout)
+    if init == AS_IT_IS:
+        from safetensors.torch import load_file
+
+        if not (Path(source.name) / SPAN_HEAD).is_file():
+            raise ValueError(f"{source.name} has no head for {data.task.title} ({SPAN_HEAD}); fine-tune it first")
+        model.classifier.load_state_dict(load_file(Path(source.name) / SPAN_HEAD))
+    return model
+
+
+def _owner(kind: str) -> Any:
+    """The Auto class of a head; no kind = the encoder alone. Options are scored one by one, so by a classifier."""
+    import transformers
+
+    heads = {"": "", "question-answering": "ForQuestionAnswering", "token-classification": "ForTokenClassification"}
+    return getattr(transformers, f"AutoModel{heads.get(kind, 'ForSequenceClassification')}")
+
+
+def _load(source: Source, owner: Any, settings: Any) -> Any:
+    import torch
+
+    try:
+        model, report = owner.from_pretrained(
+            source.name,
+            config=settings,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=settings is not source.config,  # the head of another task
+            trust_remote_code=False,
+        )
+    except Exception as error:  # safetensors, JSON and shape errors have no base in common
+        raise ValueError(f"{source.name} cannot be loaded ({_why(error)}); copy it again from its origin") from None
     absent = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
-    encoder = [key for key in absent if key.startswith(f"{model.base_model_prefix}.") and "pooler" not in key]
+    prefix = "" if owner.__name__ == "AutoModel" else f"{model.base_model_prefix}."
+    encoder = [key for key in absent if key.startswith(prefix) and "pooler" not in key]
     if encoder:
         raise ValueError(
             f"{source.name}: {len(encoder)} weights of the encoder are missing or of another shape, the first is "
             f"{min(encoder)}; the directory's config.json and weights do not belong together"
         )
+    if absent and settings is source.config and prefix:
+        raise ValueError(
+            f"{source.name} has no head for this task ({min(absent)} is missing); fine-tune it first (train: true)"
+        )
     return model
+
+
+def _fine_tuned(base: Any) -> bool:
+    """Whether the weights carry the head of a task, which must not leak into another."""
+    heads = ("ForSequenceClassification", "ForMultipleChoice", "ForQuestionAnswering", "ForTokenClassification")
+    return any(name.endswith(heads) for name in base.architectures or ())
+
+
+def _new_head(model: Any, fresh: Any) -> None:
+    """Give `model` the head of `fresh`: all weights outside the encoder."""
+    import torch
+
+    values = fresh.state_dict()
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if not name.startswith(f"{model.base_model_prefix}."):
+                value.copy_(values[name])
+
+
+def label_order(source: Source, data: Data) -> list[int] | None:
+    """For a model used as it is: the position, among its outputs, of each of the task's classes; by name.
+
+    None = the task's own order. Raises ValueError if the model's classes are others.
+    """
+    names = {_plain(str(name)): int(number) for number, name in (source.config.id2label or {}).items()}
+    wanted = [_plain(name) for name in data.labels]
+    if not wanted or all(name.startswith("label") for name in names):
+        return None
+    missing = [label for label, name in zip(data.labels, wanted, strict=True) if name not in names]
+    if missing or len(names) != len(wanted):
+        raise ValueError(
+            f"{source.name} knows the classes {', '.join(map(str, source.config.id2label.values()))}, and "
+            f"{data.task.title} has {', '.join(data.labels)}; it cannot be evaluated as it is (train: true)"
+        )
+    order = [names[name] for name in wanted]
+    return None if order == list(range(len(order))) else order
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def headed(base: Any, data: Data, dropout: float) -> Any:
     """The configuration with the task's classes, problem type and dropout."""
     settings = copy.deepcopy(base)
-    names = data.labels or ("score",)
-    settings.id2label = dict(enumerate(names))
-    settings.label2id = {name: number for number, name in enumerate(names)}
-    settings.problem_type = PROBLEMS[data.task.type]
+    names = ("score",) if data.task.type == "multiple-choice" else data.labels or ("score",)
+    if data.task.type != "question-answering":
+        settings.id2label = dict(enumerate(names))
+        settings.label2id = {name: number for number, name in enumerate(names)}
+    settings.problem_type = PROBLEMS.get(data.task.type)
     for name in DROPOUTS:
         if hasattr(settings, name):
             setattr(settings, name, dropout)

@@ -1,37 +1,170 @@
-"""Outputs of finished trials in; predictions by name, figures over seeds and the table out."""
+"""What a model says of a set of examples: predictions by name, metrics, and figures over trials."""
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from frugalbert.finetune import metrics
-from frugalbert.finetune.trial import Job, losses
+from frugalbert.finetune.features import Features
+from frugalbert.finetune.tasks import Data, Example, Task
+from frugalbert.finetune.trial import Job, predict
 
-SELECTION = "none: evaluated once, after the last step"
+if TYPE_CHECKING:
+    from torch import nn
+
+SELECTIONS = {
+    "none": "none: evaluated once, after the last step",
+    "train": "on a share of the training examples; the dev set chose nothing",
+    "dev": "on the dev set itself: its scores are too kind",
+}
+SHOWN = "dev results (selection {})"
 
 
-def gold(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Labels as metrics want them: multi-label rows as integers."""
-    return labels.astype(np.int64) if labels.ndim == 2 else labels
+@dataclass(frozen=True)
+class Found:
+    """`predicted` as `metrics.score` takes it; `lines`: one JSON line per example, in order."""
+
+    task: Task
+    predicted: Any
+    lines: str
+    scores: dict[str, float]
+    """Empty if there are no labels."""
 
 
-def decide(job: Job, outputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Predictions from outputs (N, C): the likeliest class, the number within the task's limits, labels above 0.5."""
-    kind, limits = job.data.task.type, job.data.task.limits
+def dev_sets(data: Data) -> list[str]:
+    """The sets that make a task's figure: `dev`, and MNLI's `dev-mismatched`."""
+    return [name for name in data.sets if name.startswith("dev")]
+
+
+def headline_names(data: Data) -> list[str]:
+    """Names of the leaderboard's metrics over all dev sets: `accuracy`, `accuracy_mismatched`."""
+    return [f"{metric}{suffix(name)}" for name in dev_sets(data) for metric in data.task.headline]
+
+
+def metric_of(data: Data) -> str:
+    """What the headline figure is, in words."""
+    names = headline_names(data)
+    return names[0] if len(names) == 1 else f"({' + '.join(names)}) / {len(names)}"
+
+
+def suffix(name: str) -> str:
+    return name.removeprefix("dev").replace("-", "_")
+
+
+def evaluate(
+    job: Job, name: str, model: nn.Module, order: list[int] | None = None, scale: tuple[float, float] = (0.0, 1.0)
+) -> Found:
+    """Predict one set.
+
+    Args:
+        order: where the task's classes stand among the model's outputs; None = in the same order.
+        scale: mean and deviation of the targets while a regression is trained on standardised ones.
+    """
+    from frugalbert.finetune import heads
+
+    features, examples = job.features[name], job.data.sets[name]
+    task = next((rider for rider in job.data.riders if rider.name == name), job.data.task)
+    found = predict(model, features, job.device)
+    if order is not None:
+        found = [output[..., order] for output in found]
+    if scale != (0.0, 1.0):
+        found = [output * scale[1] + scale[0] for output in found]
+    extra: dict[str, list[Any]] = {}
+    if features.kind == "question-answering":
+        empty = any(example.label == 0 for example in job.data.train)
+        predicted, extra["null_odds"] = heads.answers(found, features, examples, job.settings.max_answer_length, empty)
+    else:
+        predicted = heads.decide(features.kind, found, features, examples, task.limits)
+        if features.kind == "token-classification":
+            predicted = [[job.data.labels[tag] for tag in tags] for tags in predicted]
+    extra |= _probabilities(features, found)
+    if features.targets is not None:
+        extra["loss"] = losses(features, found, len(examples))
+    lines = _lines(examples, job.data.labels, features.kind, predicted, extra)
+    known = features.targets is not None
+    scores = metrics.score(task.metrics, examples, predicted, job.data.labels) if known else {}
+    return Found(task, predicted, lines, scores)
+
+
+def losses(features: Features, found: list[Any], count: int) -> list[float]:
+    """Loss of each example, the mean over its rows."""
+    import torch
+
+    from frugalbert.finetune.heads import Loss
+
+    loss_of = Loss(features)
+    if features.kind in ("question-answering", "token-classification"):
+        units = [
+            float(loss_of(torch.from_numpy(output)[None], np.array([unit]))[0]) for unit, output in enumerate(found)
+        ]
+        return (np.bincount(features.owner, units, count) / np.bincount(features.owner, minlength=count)).tolist()
+    return loss_of(torch.from_numpy(np.stack(found)), np.arange(count)).tolist()
+
+
+def _probabilities(features: Features, found: list[Any]) -> dict[str, list[Any]]:
+    """Of the classes, labels or options of each example."""
+    import torch
+
+    if features.kind == "multiple-choice":
+        scores, starts = torch.from_numpy(np.concatenate(found)), features.units
+        shares = [scores[a:b].softmax(0).tolist() for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    elif features.kind in ("classification", "multilabel"):
+        logits = torch.from_numpy(np.stack(found))
+        shares = (logits.softmax(-1) if features.kind == "classification" else logits.sigmoid()).tolist()
+    else:
+        return {}
+    return {"probabilities": [[round(share, 6) for share in row] for row in shares]}
+
+
+def _lines(
+    examples: list[Example], labels: tuple[str, ...], kind: str, predicted: Any, extra: dict[str, list[Any]]
+) -> str:
+    """`predictions.jsonl`."""
+    found = []
+    for index, example in enumerate(examples):
+        line: dict[str, Any] = {"index": index, "id": example.id or str(index), "digest": example.digest}
+        if example.label is not None:
+            line["gold"] = _gold(example, labels, kind)
+        line["prediction"] = _named(example, labels, kind, predicted[index])
+        line |= {
+            name: round(values[index], 6) if isinstance(values[index], float) else values[index]
+            for name, values in extra.items()
+        }
+        found.append(json.dumps(line, ensure_ascii=False) + "\n")
+    return "".join(found)
+
+
+def _named(example: Example, labels: tuple[str, ...], kind: str, value: Any) -> Any:
+    """A prediction as the files have it: a number, a class, an option, a text, or lists of labels or tags."""
+    if kind == "regression":
+        return round(float(value), 6)
     if kind == "classification":
-        return outputs.argmax(axis=1)
+        return labels[int(value)]
+    if kind == "multiple-choice":
+        return example.names[int(value)] if example.names else int(value)
     if kind == "multilabel":
-        return (outputs > 0).astype(np.int64)
-    return outputs[:, 0] if limits is None else outputs[:, 0].clip(*limits)
+        return [name for name, applies in zip(labels, value, strict=True) if applies]
+    return value
+
+
+def _gold(example: Example, labels: tuple[str, ...], kind: str) -> Any:
+    if kind == "question-answering":
+        return list(example.answers)
+    if isinstance(example.label, tuple):
+        if kind == "multiple-choice":
+            return [_named(example, labels, kind, number) for number in example.label]
+        return [labels[number] for number in example.label]
+    return _named(example, labels, kind, example.label)
 
 
 def token_lines(job: Job) -> str:
     """`dev-tokens.jsonl`: the dev examples as the model reads them, so that exported models can be measured on them."""
-    features = job.dev
+    features = job.features["dev"]
     columns = {"input_ids": features.ids} | ({} if features.types is None else {"token_type_ids": features.types})
     return "".join(
         json.dumps({name: rows[index].tolist() for name, rows in columns.items()}) + "\n"
@@ -39,46 +172,36 @@ def token_lines(job: Job) -> str:
     )
 
 
-def _named(job: Job, label: Any) -> float | str | list[str]:
-    """A label or prediction as the files have it: a number, a class, or the labels that apply."""
-    names = job.data.labels
-    if job.data.task.type == "regression":
-        return round(float(label), 6)
-    if job.data.task.type == "classification":
-        return names[int(label)]
-    return [name for name, applies in zip(names, label, strict=True) if applies]
+# ---- over seeds -----------------------------------------------------------------------------------------------------
 
 
-def lines(job: Job, outputs: np.ndarray[Any, Any], predicted: np.ndarray[Any, Any]) -> str:
-    """`predictions.jsonl`: one line per dev example, in order."""
-    import torch
+def summary(job: Job, init: str, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `results.json`: the task from one initialisation over all seeds, then its labelled riders.
 
-    kind, logits = job.data.task.type, torch.from_numpy(outputs)
-    loss = losses(kind, logits, torch.from_numpy(job.dev.labels)).tolist()
-    shares = (logits.softmax(-1) if kind == "classification" else logits.sigmoid()).tolist()
-    found = []
-    for index, example in enumerate(job.data.dev):
-        line: dict[str, Any] = {"index": index, "id": example.digest}
-        line |= {"gold": _named(job, job.dev.labels[index]), "prediction": _named(job, predicted[index])}
-        if kind != "regression":
-            line["probabilities"] = [round(share, 6) for share in shares[index]]
-        found.append(json.dumps({**line, "loss": round(loss[index], 6)}, ensure_ascii=False) + "\n")
-    return "".join(found)
+    Undefined figures are null. `bootstrap`: 95 % interval over resampled examples of the mean over seeds.
+    """
+    data = job.data
+    sets = {name: data.task for name in dev_sets(data)}
+    rows = [_row(job, init, results, data.task, sets, metric_of(data))]
+    for rider in data.riders:
+        if rider.name in results[0]["riders"]:
+            found = [{**result, **result["riders"][rider.name]} for result in results]
+            rows.append(_row(job, init, found, rider, {rider.name: rider}, rider.metric))
+    return rows
 
 
-def summary(job: Job, init: str, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row of `results.json`: a task from one initialisation over all seeds. Undefined figures are null."""
-    task = job.data.task
+def _row(
+    job: Job, init: str, results: list[dict[str, Any]], task: Task, sets: dict[str, Task], metric: str
+) -> dict[str, Any]:
+    data = job.data
     mean, deviation, interval = _over_seeds([result["value"] for result in results])
-    constant = metrics.constant(task.type, gold(job.train.labels))
-    repeated = np.broadcast_to(constant, job.dev.labels.shape)
-    baseline = metrics.headline(metrics.compute(task.metrics, gold(job.dev.labels), repeated), task.headline)
-    spread = {name: _over_seeds([result["metrics"][name] for result in results]) for name in task.metrics}
+    first = next(iter(sets))
+    spread = {name: _over_seeds([result["metrics"].get(name) for result in results]) for name in results[0]["metrics"]}
     return {
         "task": task.name,
         "title": task.title,
         "type": task.type,
-        "metric": task.metric,
+        "metric": metric,
         "init": init,
         "seeds": [result["seed"] for result in results],
         "values": [result["value"] for result in results],
@@ -86,12 +209,24 @@ def summary(job: Job, init: str, results: list[dict[str, Any]]) -> dict[str, Any
         "std": deviation,
         "interval": interval,
         "all_metrics": {name: {"mean": value[0], "std": value[1]} for name, value in spread.items()},
-        "train_examples": len(job.data.train),
-        "dev_examples": len(job.data.dev),
-        "majority_baseline": metrics.plain(baseline),
-        "labels": list(job.data.labels),
-        "selection": SELECTION,
+        "train_examples": len(data.sets.get("train", ())),
+        "dev_examples": sum(len(data.sets[name]) for name in sets),
+        "majority_baseline": metrics.plain(_majority(data, sets)),
+        "labels": list(data.labels),
+        "selection": SELECTIONS[job.settings.select],
+        "recipe": {name: getattr(job.settings, name) for name in ("learning_rate", "batch_size", "epochs")},
+        "cut": {name: job.features[name].num_cut for name in ("train", first) if name in job.features},
     }
+
+
+def _majority(data: Data, sets: dict[str, Task]) -> float:
+    """The headline figure of always giving the training set's most frequent answer."""
+    values = []
+    for name, task in sets.items():
+        constant = metrics.majority(task.type, data.sets.get("train", ()), data.sets[name], data.labels)
+        scores = metrics.score(task.headline, data.sets[name], constant, data.labels)
+        values.append(metrics.headline(scores, task.headline))
+    return float(np.mean(values))
 
 
 def _over_seeds(values: list[float | None]) -> tuple[float | None, float | None, list[float | None]]:
@@ -100,11 +235,12 @@ def _over_seeds(values: list[float | None]) -> tuple[float | None, float | None,
 
 
 def gains(rows: list[dict[str, Any]]) -> None:
-    """Add to each pre-trained row how much it gains over random weights: paired by seed, with a 95 % interval."""
-    random = {row["task"]: row["values"] for row in rows if row["init"] == "random"}
+    """Add to each row how much it gains over random weights: paired by seed, with a 95 % interval."""
+    random = {row["task"]: row for row in rows if row["init"] == "random"}
     for row in rows:
-        if row["init"] == "pretrained" and row["task"] in random:
-            pairs = zip(row["values"], random[row["task"]], strict=True)
+        base = random.get(row["task"])
+        if base and base is not row and base["seeds"] == row["seeds"]:
+            pairs = zip(row["values"], base["values"], strict=True)
             mean, _, interval = _over_seeds([None if None in pair else pair[0] - pair[1] for pair in pairs])
             row["gain"] = {"mean": mean, "interval": interval}
 
@@ -115,17 +251,22 @@ def show(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"dev results (selection {SELECTION})", title_justify="left")
-    for column in ("task: metric", "random", "pre-trained", "gain [95 %]", "majority"):
+    names = {"pretrained": "pre-trained"}
+    inits = [init for init in dict.fromkeys(row["init"] for row in rows) if init != "random"]
+    title = SHOWN.format(" / ".join(dict.fromkeys(row["selection"] for row in rows)))
+    table = Table(title=title, title_justify="left")
+    for column in ("task: metric", "random", *(names.get(init, init) for init in inits), "gain [95 %]", "majority"):
         table.add_column(column, overflow="fold")
     for task in dict.fromkeys(row["task"] for row in rows):
         by_init = {row["init"]: row for row in rows if row["task"] == task}
-        first = by_init["pretrained"]
-        random, gain = by_init.get("random"), first.get("gain")
+        first = next(row for init, row in by_init.items() if init != "random")
+        gain = first.get("gain")
         cells = [
             f"{first['title']}: {first['metric']}",
-            _spread(random["mean"], random["std"]) if random else "",
-            _spread(first["mean"], first["std"]),
+            *(
+                _spread(by_init[init]["mean"], by_init[init]["std"]) if init in by_init else ""
+                for init in ("random", *inits)
+            ),
             f"{_figure(gain['mean'], '+')} [{', '.join(_figure(bound, '+') for bound in gain['interval'])}]"
             if gain
             else "",

@@ -1,25 +1,33 @@
 """The stage `finetune`: a model and tasks in; predictions, results over seeds and one fine-tuned model per task out.
 
-Each task is trained from the pre-trained weights and, for comparison, from random ones: same recipe, same seeds, one
-evaluation on the dev set after the last step. No dev score chooses anything. A finished trial is never repeated; a
-killed one is, from its beginning and with its seed, so it ends the same.
+Each task is trained from the pre-trained weights and, for comparison, from random ones, with the same recipe (or the
+same sweep) and seeds; with `start: from task mnli` also from that task's encoder. A trial is a folder that is whole or
+not there, its result written last, so a finished one is never repeated, whoever dies; a killed one goes on from its
+last checkpoint or its beginning, to the same end. Trials fan out over processes, GPUs or a Dask cluster.
 """
 
 from __future__ import annotations
 
+import functools
+import json
+import math
 import shutil
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from frugalbert import config, dist, run
-from frugalbert.finetune import examples, metrics, models, results, trial
-from frugalbert.finetune.features import encode
-from frugalbert.finetune.tasks import Data, resolve
-from frugalbert.progress import quiet
+from frugalbert.fanout import run_tasks
+from frugalbert.finetune import examples, models, results, sweep, trial, trials
+from frugalbert.finetune.features import Lengths, encode
+from frugalbert.finetune.tasks import Data, Example, digest, resolve
+
+TRIALS = "trials.jsonl"
+"""What one call has finished, while it lasts; the folders of the trials are the truth."""
+Pair = tuple[dict[str, Any], int]
 
 
 def build(section: config.Finetune, inputs: dict[str, Path], out: Path, machine: config.Machine) -> dict[str, Any]:
@@ -30,133 +38,268 @@ def build(section: config.Finetune, inputs: dict[str, Path], out: Path, machine:
     Returns `{task: {"metric", "pretrained": mean, "random": mean}}`.
     Raises ValueError or OSError with one sentence for tasks, data or models that cannot be used, before any training.
     """
-    datas = [examples.load(task, section, inputs["yaml"], inputs.get("corpus")) for task in resolve(section.tasks)]
-    dist.set_threads(machine)
-    device = dist.pick_device(machine)
-    precision = dist.pick_precision(section.precision, device)
-    source = models.open_source(models.locate(section, inputs), inputs.get("tokenizer"))
-    if source.max_positions and section.max_length > source.max_positions:
-        raise ValueError(
-            f"finetune.max_length is {section.max_length}, but {source.name} has {source.max_positions} positions; "
-            "write at most that"
-        )
-    micro = section.batch_size if machine.micro_batch == "auto" else machine.micro_batch
-    jobs = [_job(data, section, source, device, precision, micro) for data in datas]
-    _sweep(out)
+    bench = Bench(section, inputs, out, machine)
+    jobs = bench.jobs()
+    check(section, [job.data for job in jobs])
+    _sweep_up(out)
     for job in jobs:
         (out / job.data.task.name).mkdir(exist_ok=True)
         run.write_atomic(out / job.data.task.name / "dev-tokens.jsonl", results.token_lines(job))
-    inits = ("pretrained", "random") if section.random_baseline else ("pretrained",)
-    plan = [(job, init, seed) for job in jobs for init in inits for seed in section.seeds]
-    finished: list[dict[str, Any]] = []
-    with run.Progress("fine-tune", sum(job.num_steps for job, _, _ in plan), "steps") as progress:
-        done = 0
-        for job, init, seed in plan:
-            name = f"{job.data.task.title} {init} {seed}"
-            finished.append(_trial(job, init, seed, out, _reporter(progress, done, name)))
-            done += job.num_steps
-            progress.update(done)
-    rows = [
-        results.summary(job, init, [r for r in finished if r["task"] == job.data.task.name and r["init"] == init])
-        for job in jobs
-        for init in inits
-    ]
+    rows: list[dict[str, Any]] = []
+    for wave in _waves(section, jobs):
+        rows += bench.run([(_started(job, init, out), init) for job, init in wave])
+    order = [job.data.task.name for job in jobs]
+    rows.sort(key=lambda row: order.index(row["carrier"]))
     results.gains(rows)
     run.write_json(out / "results.json", rows)
     results.show(rows)
     headlines: dict[str, Any] = {}
     for row in rows:
         headlines.setdefault(row["task"], {"metric": row["metric"]})[row["init"]] = row["mean"]
-    return {**headlines, "device": str(device)}
+    return {**headlines, "device": str(jobs[0].device)}
+
+
+def check(section: config.Finetune, datas: Sequence[Data]) -> None:
+    """Raises ValueError for settings that contradict the tasks."""
+    names = {data.task.name for data in datas}
+    for name, settings in section.per_task.items():
+        if name not in names:
+            raise ValueError(f"finetune.per_task: {name!r} is none of the tasks; they are {', '.join(sorted(names))}")
+        source = (settings.start or "").removeprefix("from task ")
+        if settings.start and (source not in names or source == name):
+            raise ValueError(f"finetune.per_task.{name}.start: add the task {source!r} to finetune.tasks")
+        if settings.start and source in section.per_task and section.per_task[source].start:
+            raise ValueError(
+                f"finetune.per_task.{name}.start: {source!r} starts from a task itself; one step is enough"
+            )
+    if not section.train and (section.sweep or any(settings.start for settings in section.per_task.values())):
+        raise ValueError("finetune.train: false evaluates the model as it is; remove sweep and start, or train")
+    if section.sweep and section.select == "none":
+        raise ValueError(
+            "finetune.sweep chooses by scores: write select: train (the dev set stays untouched) or select: dev"
+        )
+
+
+def _waves(section: config.Finetune, jobs: list[trial.Job]) -> list[list[tuple[trial.Job, str]]]:
+    """(task, initialisation) pairs; a later wave starts from models of an earlier one."""
+    if not section.train:
+        return [[(job, models.AS_IT_IS) for job in jobs]]
+    inits = ("pretrained", "random") if section.random_baseline else ("pretrained",)
+    later = [
+        (job, section.per_task[job.data.task.name].start) for job in jobs if job.data.task.name in section.per_task
+    ]
+    transfers = [(job, start.replace("from task ", trials.FROM)) for job, start in later if start]
+    return [[(job, init) for job in jobs for init in inits], *([transfers] if transfers else [])]
+
+
+# ---- who does what --------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """One call of the stage: what its trials share, and how they are handed out."""
+
+    def __init__(self, section: config.Finetune, inputs: dict[str, Path], out: Path, machine: config.Machine) -> None:
+        self.section, self.out, self.machine = section, out, machine
+        self.given = {
+            "section": section.model_dump(mode="json"),
+            "inputs": {name: str(path) for name, path in inputs.items()},
+            "machine": machine.model_dump(mode="json"),
+            "model": models.locate(section, inputs),
+        }
+        self.workers = 1 if machine.workers == "auto" else machine.workers
+
+    def jobs(self) -> list[trial.Job]:
+        """Every task with its examples, tokenised; said in a line each."""
+        dist.set_threads(self.machine)
+        source = _source(self.given["model"], self.given["inputs"].get("tokenizer"))
+        if source.max_positions and self.section.max_length > source.max_positions:
+            raise ValueError(
+                f"finetune.max_length is {self.section.max_length}, but {source.name} has {source.max_positions} "
+                "positions; write at most that"
+            )
+        inputs = self.given["inputs"]
+        corpus = Path(inputs["corpus"]) if "corpus" in inputs else None
+        found = []
+        for data in examples.load_all(self.section, Path(inputs["yaml"]), corpus):
+            found.append(make_job(data, self.section, source, self.machine))
+            describe(found[-1])
+        return found
+
+    def run(self, wave: list[tuple[trial.Job, str]]) -> list[dict[str, Any]]:
+        """Rows of the results of some (task, initialisation) pairs."""
+        rows: list[dict[str, Any]] = []
+        if self.section.sweep is None:
+            pairs = [({}, seed) for seed in (self.section.seeds if self.section.train else self.section.seeds[:1])]
+            todo = [(job, init, pair) for job, init in wave for pair in pairs]
+            found = self.trials(todo)
+            for number, (job, init) in enumerate(wave):
+                part = found[number * len(pairs) : (number + 1) * len(pairs)]
+                rows += self._rows(job, init, part, {})
+            return rows
+        for job, init in wave:
+            outcome = self._sweep(job, init)
+            seeds = outcome.rows[outcome.best]["seeds"]
+            final = self.trials([(job, init, (outcome.setting, seed)) for seed in seeds], keep=True)
+            rows += self._rows(trials.with_setting(job, outcome.setting), init, final, outcome.as_json())
+        return rows
+
+    def _rows(self, job: trial.Job, init: str, found: list[Any], outcome: dict[str, Any]) -> list[dict[str, Any]]:
+        rows = results.summary(job, init, found)
+        extra = {"carrier": job.data.task.name, "trials": outcome.get("num_trials", len(found))}
+        return [{**row, **extra, **({"sweep": outcome} if outcome else {})} for row in rows]
+
+    def _sweep(self, job: trial.Job, init: str) -> sweep.Outcome:
+        assert self.section.sweep is not None
+        base = {name: getattr(job.settings, name) for name in sweep.AXES}
+        seeds = sweep.seeds_for(self.section.sweep, self.section.seeds)
+
+        def evaluate(pairs: list[Pair]) -> list[float | None]:
+            return [found["selection"] for found in self.trials([(job, init, pair) for pair in pairs])]
+
+        outcome = sweep.run(self.section.sweep, base, seeds, len(job.data.train), evaluate)
+        chosen_on = job.data.sets["select" if self.section.select == "train" else "dev"]
+        sweep.show(outcome, f"{job.data.task.title}, {init}", len(chosen_on))
+        return outcome
+
+    def trials(self, todo: list[tuple[trial.Job, str, Pair]], keep: bool = False) -> list[dict[str, Any]]:
+        """Results of some trials, in their order: from disk, or done by as many as the machine section says.
+
+        `keep`: also write the model and the test predictions of the first seed (without a sweep that is always so).
+        """
+        tasks = []
+        for number, (job, init, (setting, seed)) in enumerate(todo):
+            task = {"job": job.data.task.name, "init": init, "setting": setting, "seed": seed, "slot": number}
+            first = seed == (todo[0][2][1] if keep else self.section.seeds[0])
+            kept = init in ("pretrained", models.AS_IT_IS) and first and (keep or not setting)
+            expected = trials.identity(trials.with_setting(job, setting), init, seed)
+            places = {"out": str(self.out), "given": self.given, "model": job.source.name}
+            tasks.append({**task, **places, "keep": kept, "identity": expected})
+        steps = [trials.with_setting(job, setting).num_steps for job, _, (setting, _) in todo]
+        if self.workers > 1 or self.machine.scheduler:
+            return self._elsewhere(tasks)
+        with run.Progress("fine-tune", sum(steps), "steps") as progress:
+            found = []
+            for number, ((job, _, _), task) in enumerate(zip(todo, tasks, strict=True)):
+                name = f"{job.data.task.title} {task['init']} {task['seed']}"
+                found.append(trials.one(task, job, _reporter(progress, sum(steps[:number]), name)))
+                progress.update(sum(steps[: number + 1]))
+        return found
+
+    def _elsewhere(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The trials that are not on disk, by worker processes or machines."""
+        journal = self.out / TRIALS
+        journal.unlink(missing_ok=True)
+        todo = [task for task in tasks if trials.on_disk(task) is None]
+        places: dict[str, Any] = {"journal": journal, "workers": self.workers, "scheduler": self.machine.scheduler}
+        run_tasks(remote, todo, **places, label="fine-tune")
+        journal.unlink(missing_ok=True)
+        return [run.read_json(trials.folder_of(task) / "result.json") for task in tasks]
+
+
+def remote(task: dict[str, Any]) -> str:
+    """One trial in a process of its own, for `fanout.run_tasks`; returns its identity."""
+    import torch
+
+    machine = task["given"]["machine"]
+    torch.set_num_threads(1 if machine["threads"] == "auto" else machine["threads"])
+    job = _job_elsewhere(json.dumps(task["given"]), task["job"], task["model"])
+    job = replace(job, device=dist.pick_device(config.Machine.model_validate(machine), task["slot"]))
+    if trials.identity(trials.with_setting(job, task["setting"]), task["init"], task["seed"]) != task["identity"]:
+        raise ValueError(f"the data or the model of {task['job']} changed while trials ran, or differ between machines")
+    trials.one(task, job, lambda step, loss: None)
+    return task["identity"]
+
+
+@functools.lru_cache(maxsize=2)
+def _job_elsewhere(given: str, name: str, model: str) -> trial.Job:
+    """The job of a task in a worker process."""
+    parts = json.loads(given)
+    section = config.Finetune.model_validate(parts["section"], strict=False)
+    machine = config.Machine.model_validate(parts["machine"], strict=False)
+    inputs = parts["inputs"]
+    corpus = Path(inputs["corpus"]) if "corpus" in inputs else None
+    tasks = {task.name: task for task in resolve(section.tasks)}
+    riders = [task for task in tasks.values() if task.rides == name]
+    data = examples.load(tasks[name], section, Path(inputs["yaml"]), corpus, riders)
+    return make_job(data, section, _source(model, inputs.get("tokenizer")), machine)
+
+
+def _source(name: str, tokenizer: str | None) -> models.Source:
+    return models.open_source(name, Path(tokenizer) if tokenizer else None)
+
+
+def _started(job: trial.Job, init: str, out: Path) -> trial.Job:
+    """The job with the weights of an initialisation: those of another task's model for `from mnli`."""
+    if not init.startswith(trials.FROM):
+        return job
+    return replace(job, source=_source(str(out / init.removeprefix(trials.FROM) / "model"), None))
 
 
 # ---- one task -------------------------------------------------------------------------------------------------------
 
 
-def _job(
-    data: Data, section: config.Finetune, source: models.Source, device: Any, precision: str, micro_batch: int
-) -> trial.Job:
-    """Tokenise once, and say what will be done."""
-    sets = [
-        encode(source.tokenizer, part, len(data.labels), section.max_length, source.has_types)
-        for part in (data.train, data.dev)
-    ]
-    job = trial.Job(data, sets[0], sets[1], section, source, device, precision, micro_batch)
-    classes = f"{len(data.labels)} classes" if data.labels else "regression"
-    cut = sets[0].num_cut + sets[1].num_cut
+def make_job(data: Data, section: config.Finetune, source: models.Source, machine: config.Machine) -> trial.Job:
+    """A task with its own settings, its split and its token ids."""
+    settings = own_settings(section, data)
+    if settings.max_train_examples != section.max_train_examples and "train" in data.sets:
+        train = examples.limit(data.train, settings.max_train_examples)
+        data = replace(data, sets={**data.sets, "train": train})
+    if section.train and settings.select == "train":
+        train, held = hold_out(data.train, settings.select_share)
+        data = replace(data, sets={**data.sets, "train": train, "select": held})
+    if not section.train:
+        data = replace(data, sets={name: part for name, part in data.sets.items() if name != "train"})
+    lengths = Lengths(settings.max_length, data.task.cut, settings.stride, settings.max_question_length)
+    features = {
+        name: encode(source.tokenizer, data.task.type, part, len(data.labels), lengths, source.has_types)
+        for name, part in data.sets.items()
+    }
+    device = dist.pick_device(machine)
+    micro = settings.batch_size if machine.micro_batch == "auto" else machine.micro_batch
+    precision = dist.pick_precision(settings.precision, device)
+    return trial.Job(data, features, settings, source, device, precision, micro, trials.digest_of(data))
+
+
+def hold_out(part: list[Example], share: float) -> tuple[list[Example], list[Example]]:
+    """(the rest, about `share` of the examples), by a hash of the texts; examples that are scored together stay so."""
+    keys = [int(digest("select", example.group or example.digest), 16) / 2**64 for example in part]
+    return (
+        [example for example, key in zip(part, keys, strict=True) if key >= share],
+        [example for example, key in zip(part, keys, strict=True) if key < share],
+    )
+
+
+def own_settings(section: config.Finetune, data: Data) -> config.Finetune:
+    """The section with what `per_task` says of this one, and epochs as a number."""
+    own = section.per_task.get(data.task.name, config.TaskSettings())
+    given = own.model_dump(exclude={"start"}, exclude_none=True)
+    settings = section.model_copy(update=given)
+    if settings.epochs == "auto":
+        sizes = ((1000, 20.0), (5000, 10.0), (50_000, 5.0), (math.inf, 3.0))
+        number = min(len(data.sets.get("train", ())), settings.max_train_examples or len(data.train))
+        epochs = next(epochs for most, epochs in sizes if number < most)
+        settings = settings.model_copy(update={"epochs": epochs})
+    return settings
+
+
+def describe(job: trial.Job) -> None:
+    """Say what will be done."""
+    data = job.data
+    classes = {"regression": "regression", "question-answering": "answers", "multiple-choice": "options"}
+    kind = classes.get(data.task.type, f"{len(data.labels)} {'tags' if 'token' in data.task.type else 'classes'}")
+    sizes = ", ".join(f"{len(part)} {name}" for name, part in data.sets.items())
+    cut = sum(features.num_cut for features in job.features.values())
+    what = f"{job.num_steps} steps a trial" if "train" in data.sets else "evaluated as it is"
+    median = np.median(job.features["dev"].lengths)
     run.say(
-        f"{data.task.title}: {len(data.train)} train and {len(data.dev)} dev examples, {classes}, median "
-        f"{np.median(job.train.lengths):.0f} tokens, {cut} cut at {section.max_length}, {job.num_steps} steps a trial"
+        f"{data.task.title}: {sizes} examples, {kind}, median {median:.0f} tokens, {cut} cut at "
+        f"{job.settings.max_length}, {what}"
     )
     for note in data.notes:
         run.say(f"{data.task.title}: {note}")
-    return job
 
 
-def identity(job: trial.Job, init: str, seed: int) -> str:
-    """Hash of all that decides a trial's result: settings, data, weights, precision; not where it runs."""
-    settings = job.settings.model_dump(mode="json", exclude={"tasks", "data", "model", "seeds", "random_baseline"})
-    texts = [[example.digest, example.label] for part in (job.data.train, job.data.dev) for example in part]
-    task = [job.data.task.name, job.data.task.type, job.data.task.metrics, job.data.labels]
-    return run.fingerprint([settings, texts, task, job.source.identity, job.precision, init, seed])
-
-
-def _finished(folder: Path, expected: str) -> dict[str, Any] | None:
-    """The result of a trial that was finished with the same settings, or None if it has to be (re)done."""
-    if not (folder / "result.json").exists():
-        return None
-    try:
-        result = run.read_json(folder / "result.json")
-        digest = run.sha256(folder / "predictions.jsonl")
-        whole = result["identity"] == expected and result["predictions_sha256"] == digest
-    except (ValueError, KeyError, TypeError, OSError):
-        whole = False
-    if not whole:
-        run.say(f"{folder}: damaged, or of other settings; done again")
-    return result if whole else None
-
-
-def _trial(job: trial.Job, init: str, seed: int, out: Path, report: Callable[[int, float], None]) -> dict[str, Any]:
-    """Result of one trial, from disk if it is there. Predictions and model are written before the result."""
-    task = job.data.task
-    folder, expected = out / task.name / f"{init}-seed{seed}", identity(job, init, seed)
-    keep = init == "pretrained" and seed == job.settings.seeds[0]
-    model_path = out / task.name / "model"
-    before = _finished(folder, expected)
-    if before and (not keep or (model_path / "config.json").exists()):
-        return before
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").unlink(missing_ok=True)
-    started = time.monotonic()
-    model, outputs = trial.run_trial(job, init, seed, report)
-    if keep:
-        with run.publish(model_path) as work, quiet():
-            model.cpu().save_pretrained(work)
-            job.source.tokenizer.model_max_length = job.settings.max_length
-            job.source.tokenizer.save_pretrained(work)
-    predicted = results.decide(job, outputs)
-    scores = metrics.compute(task.metrics, results.gold(job.dev.labels), predicted)
-    run.write_atomic(folder / "predictions.jsonl", results.lines(job, outputs, predicted))
-    result = {
-        "task": task.name,
-        "init": init,
-        "seed": seed,
-        "metric": task.metric,
-        "value": metrics.plain(metrics.headline(scores, task.headline)),
-        "metrics": {name: metrics.plain(value) for name, value in scores.items()},
-        "steps": job.num_steps,
-        "seconds": round(time.monotonic() - started, 2),
-        "precision": job.precision,
-        "identity": expected,
-        "predictions_sha256": run.sha256(folder / "predictions.jsonl"),
-    }
-    run.write_json(folder / "result.json", result)
-    value = "undefined" if result["value"] is None else f"{result['value']:.4f}"
-    run.say(f"{task.title} · {init} · seed {seed}: {task.metric} {value} ({result['seconds']:.0f} s)")
-    return result
-
-
-def _sweep(out: Path) -> None:
+def _sweep_up(out: Path) -> None:
     """Remove what a kill in the middle of a write left behind."""
     for leftover in [*out.glob(".tmp-*"), *out.glob("*/.tmp-*"), *out.glob("*/*/.tmp-*")]:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
