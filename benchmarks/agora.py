@@ -161,7 +161,8 @@ def between(sources: list[Example], rng: np.random.Generator) -> list[Example]:
 
 
 def settings_of(**changes: Any) -> config.Agora:
-    return config.Agora.model_validate({"teacher": "S", "weak_teacher": True, "per_mistake": 4, **changes})
+    given = {"teacher": "S", "settings": {}, "weak_teacher": True, "per_mistake": 4}
+    return config.Agora.model_validate({**given, **changes})
 
 
 def play(world: World, teach: Any, seed: int, change: dict[str, Any], source: str = "mistakes") -> dict[str, Any]:

@@ -892,10 +892,10 @@ class Columns(Section):
     text: str = "text"
     """Column of the (first) text; of the passage of a multiple choice."""
     text_b: str | None = None
-    """Column of the second text of a pair."""
+    """Column of the second text of a pair; of the question of a multiple choice, which each option completes."""
     label: str = "label"
     """Column of the label. Multi-label: labels separated by `;` or a JSON list. Multiple choice: the number of the
-    right option, from 0."""
+    right option, from 0, its letter or its text."""
     options: Texts = ()
     """Columns of the options of a multiple choice, or one column that holds a JSON list of them."""
     id: str | None = None
@@ -911,7 +911,7 @@ class Task(Section):
         "classification", "regression", "multilabel", "multiple-choice", "question-answering", "token-classification"
     ] = "classification"
     """What is predicted. A pair of texts is any of the first three with `columns.text_b`. `question-answering` reads
-    SQuAD's JSON, `token-classification` CoNLL columns (word first, tag last, a blank line between sentences)."""
+    SQuAD's JSON, or JSONL with `question`, `context` and `answers`; `token-classification` CoNLL columns (word first, tag last, a blank line between sentences)."""
     train: str
     """Training file, relative to the YAML."""
     dev: str | None = None
@@ -956,8 +956,9 @@ class Sweep(Section):
 
 
 class Agora(Section):
-    """Agora (arXiv 2010.07990; the loop stands in docs/methods.md): train every setting of the grid written here, make
-    new examples from the best one's mistakes, have a teacher label them, let settings go, and again; for one task."""
+    """Agora (arXiv 2010.07990; the loop stands in docs/methods.md): train every one of some settings, make new examples
+    from the best one's mistakes, have a teacher label them, let settings go, and again. For one task, with `select:
+    train`: the examples that select also show the mistakes, and are never trained on; the dev set stays untouched."""
 
     teacher: str | None = None
     """Who labels new examples: directory or hub name of a sequence classifier of the task; labels go by name."""
@@ -965,16 +966,9 @@ class Agora(Section):
     """Go on with a teacher that is right on no more than two thirds of the steering examples, which Agora rules out."""
     labels: Literal["teacher", "gold", "random"] = "teacher"
     """Ablations: the label of the mistake that a new example was made from, or any label by chance."""
-    learning_rate: Annotated[tuple[Positive, ...], BeforeValidator(_tuple)] = ()
-    """Values of the grid; empty = the recipe's."""
-    batch_size: Annotated[tuple[Count, ...], BeforeValidator(_tuple)] = ()
-    """Values of the grid."""
-    epochs: Annotated[tuple[Positive, ...], BeforeValidator(_tuple)] = ()
-    """Values of the grid."""
-    warmup: Shares = ()
-    """Values of the grid."""
-    weight_decay: Annotated[tuple[Weight, ...], BeforeValidator(_tuple)] = ()
-    """Values of the grid."""
+    settings: Sweep
+    """What to train, written as in `sweep`: a grid, settings by chance or a preset; `tpe`, `at_once` and `keep` have no
+    meaning here."""
     transforms: Annotated[Texts, Field(min_length=1)] = ("dropout",)
     """How new examples are made, each by one of these in turn: `dropout`, `delete`, `swap` of words, `mix` of two
     mistakes, `masked-lm`, `synonym` by embeddings, or `file.py:function` beside the YAML."""
@@ -984,9 +978,6 @@ class Agora(Section):
     """Share of the words that a transformation touches."""
     per_mistake: Count = 2
     """New examples made from each mistake."""
-    share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
-    """Share of the training examples that steer (choose settings and show mistakes) and are never trained on, drawn by
-    a hash of the text. The dev set stays untouched."""
     max_overlap: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
     """A new example that shares more of its runs of three words with a steering, dev or test example is left out."""
     tolerance: Positive = 0.5
@@ -1014,6 +1005,8 @@ class Agora(Section):
     def _labelled(self) -> Agora:
         if self.labels == "teacher" and self.teacher is None:
             raise ValueError("agora needs a teacher; write agora.teacher, or labels: gold or random for an ablation")
+        if self.settings.method == "tpe":
+            raise ValueError("agora.settings has to be known from the start; write method: grid or random")
         return self
 
 
@@ -1099,7 +1092,7 @@ class Finetune(Section):
     sweep: Sweep | None = None
     """Try several settings."""
     agora: Agora | None = None
-    """Also train by Agora; its results stand beside `pretrained`."""
+    """Also train by Agora (`agora` beside `pretrained` in the results)."""
 
 
 Search.model_rebuild()  # it holds a Finetune

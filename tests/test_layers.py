@@ -35,7 +35,7 @@ ALLOWED = {
         "budget", "config", "model.arch", "model.cost", "model.patterns", "plugins", "progress", "train.curves",
     },
     "report": {"progress", "run"},
-    "finetune": {"budget", "config", "data", "dist", "fanout", "model", "progress", "run", "train"},
+    "finetune": {"budget", "config", "data", "dist", "fanout", "model", "plugins", "progress", "run", "train"},
     "measure": {"budget", "config", "data", "dist", "fanout", "model", "progress", "run", "space", "train"},
     "search": {"budget", "config", "data", "dist", "fanout", "model", "progress", "run", "space", "train"},
     "train": {"budget", "config", "data", "dist", "model", "plugins", "progress", "run", "space"},

@@ -195,7 +195,7 @@ def _guess(network: Any, tokenizer: Any, texts: list[tuple[list[str], list[int]]
         line = [mask if place in inside else word.replace(mask, "") for place, word in enumerate(words)]
         shown.append(" ".join(line[start : start + LONGEST]))
         seen.append(inside)
-    batch = tokenizer(shown, padding=True, truncation=True, max_length=4 * LONGEST, return_tensors="pt")
+    batch = tokenizer(shown, padding=True, truncation=True, return_tensors="pt")
     hidden = batch["input_ids"] == tokenizer.mask_token_id
     with torch.inference_mode():
         logits = network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -272,6 +272,7 @@ def _open(model: str) -> tuple[Any, Any]:
         raise ValueError(f"agora.transform_model: {model} is no masked language model ({why})") from None
     if source.tokenizer.mask_token is None:
         raise ValueError(f"agora.transform_model: the tokenizer of {model} has no mask token")
+    source.tokenizer.model_max_length = min(4 * LONGEST, source.max_positions or 4 * LONGEST)
     return network.eval(), source.tokenizer
 
 
