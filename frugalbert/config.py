@@ -911,7 +911,8 @@ class Task(Section):
         "classification", "regression", "multilabel", "multiple-choice", "question-answering", "token-classification"
     ] = "classification"
     """What is predicted. A pair of texts is any of the first three with `columns.text_b`. `question-answering` reads
-    SQuAD's JSON, or JSONL with `question`, `context` and `answers`; `token-classification` CoNLL columns (word first, tag last, a blank line between sentences)."""
+    SQuAD's JSON, or JSONL with `question`, `context` and `answers`; `token-classification` CoNLL columns (word first,
+    tag last, a blank line between sentences)."""
     train: str
     """Training file, relative to the YAML."""
     dev: str | None = None
