@@ -25,6 +25,8 @@ from frugalbert.finetune.tasks import Example, Label
 from frugalbert.finetune.transforms import Transform, copies
 
 Theta = dict[str, Any]
+Teach = Callable[[list[Example]], list[Label]]
+Right = Callable[[Any, Any], bool]
 ALL_GONE = "no setting is left"
 NO_MISTAKES = "the best student makes no mistake"
 TEACHER = 2 / 3
@@ -52,8 +54,8 @@ class Tools:
 
     fit: Callable[[list[Example], list[Theta], int], list[list[Label]]]
     transform: Transform
-    teach: Callable[[list[Example]], list[Label]] | None = None
-    right: Callable[[Any, Any], bool] = operator.eq
+    teach: Teach | None = None
+    right: Right = operator.eq
 
 
 @dataclass(frozen=True)
@@ -178,15 +180,15 @@ def _reason(settings: config.Agora, state: _State) -> str:
 # ---- the teacher, and what is right ---------------------------------------------------------------------------------
 
 
-def assess(settings: config.Agora, sets: Sets, tools: Tools) -> float | None:
+def assess(settings: config.Agora, sets: Sets, teach: Teach | None, right: Right) -> float | None:
     """The teacher's accuracy on the steering examples; None if it labels nothing. Raises ValueError if it is too low.
 
     These calls are no part of `max_teacher_calls`.
     """
-    if settings.labels != "teacher" or tools.teach is None:
+    if teach is None:
         return None
-    told = tools.teach([replace(example, label=None) for example in sets.steer])
-    accuracy = sum(tools.right(label, e.label) for label, e in zip(told, sets.steer, strict=True)) / len(told)
+    told = teach([replace(example, label=None) for example in sets.steer])
+    accuracy = sum(right(label, e.label) for label, e in zip(told, sets.steer, strict=True)) / len(told)
     if accuracy <= TEACHER and not settings.weak_teacher:
         raise ValueError(
             f"agora.teacher is right on {accuracy:.1%} of {len(told)} steering examples, but Agora needs more than two "
@@ -203,7 +205,7 @@ def about_teacher(teacher: float | None, best: float) -> str:
     return text + ("; this is distillation" if teacher - best > FAR else "")
 
 
-def within(tolerance: float, train: Sequence[Example]) -> Callable[[Any, Any], bool]:
+def within(tolerance: float, train: Sequence[Example]) -> Right:
     """Regression as right and wrong: within `tolerance` standard deviations of the training labels is right."""
     reach = tolerance * float(np.std([float(cast("float", example.label)) for example in train]))
     return lambda predicted, gold: abs(predicted - gold) <= reach

@@ -151,6 +151,12 @@ def run(sweep: Sweep, base: Setting, seeds: Sequence[int], num_train: int, evalu
     return _outcome(sweep, varied, settings, scores)
 
 
+def listed(sweep: Sweep, num_train: int) -> list[Setting]:
+    """What a grid or a random search would try, the varied values alone. Raises ValueError as `axes` does."""
+    varied = axes(sweep, num_train)
+    return _product(varied) if sweep.method == "grid" else _draws(varied, sweep.trials, sweep.seed)
+
+
 def _key(setting: Setting) -> str:
     return json.dumps(setting, sort_keys=True)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import operator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -223,14 +224,17 @@ def test_sets_that_overlap_are_refused(tmp_path: Path, part: str):
 
 @pytest.mark.parametrize(("shift", "refused"), [(0.0, False), (0.45, True)])
 def test_a_teacher_that_is_hardly_right(shift: float, refused: bool):
-    tools = replace(Bench().tools, teach=lambda examples: [int(place(e) >= 0.5 + shift) for e in examples])
+    def teach(examples: list[Example]) -> list[Any]:
+        assert all(example.label is None for example in examples)
+        return [int(place(example) >= 0.5 + shift) for example in examples]
+
     if refused:
         with pytest.raises(ValueError, match="agora.teacher is right on 55.0% of 60 steering examples"):
-            agora.assess(chosen(), SETS, tools)
-        assert agora.assess(chosen(weak_teacher=True), SETS, tools) == pytest.approx(33 / 60)
+            agora.assess(chosen(), SETS, teach, operator.eq)
+        assert agora.assess(chosen(weak_teacher=True), SETS, teach, operator.eq) == pytest.approx(33 / 60)
     else:
-        assert agora.assess(chosen(), SETS, tools) == 1.0
-    assert agora.assess(chosen(labels="gold", teacher=None), SETS, tools) is None
+        assert agora.assess(chosen(), SETS, teach, operator.eq) == 1.0
+    assert agora.assess(chosen(labels="gold", teacher=None), SETS, None, operator.eq) is None
     assert "this is distillation" in agora.about_teacher(0.9, 0.8)
     assert "distillation" not in agora.about_teacher(0.8, 0.8)
 
