@@ -110,9 +110,9 @@ def _official(task: Task, section: config.Finetune, folder: Path, riders: Sequen
 def patterns(task: Task) -> Sequence[str]:
     """What the official files of a task are called."""
     assert task.layout is not None
-    if task.layout.family == "squad":
-        return squad.patterns(task)
-    return {"glue": glue.PATTERNS, "superglue": superglue.PATTERNS, "race": race.PATTERNS}[task.layout.family]
+    if task.layout.family in ("glue", "squad"):
+        return glue.patterns(task) if task.layout.family == "glue" else squad.patterns(task)
+    return {"superglue": superglue.PATTERNS, "race": race.PATTERNS}[task.layout.family]
 
 
 def _read(
