@@ -1,4 +1,4 @@
-"""Agora with encoders: a task's job in; results of the best students, beside those of the plain recipe, and a report out.
+"""Agora with encoders: a task's job in; results of its best students, beside those of the plain recipe, and a log out.
 
 Of every seed: the loop (`agora.py`) with fine-tuning trials as students, then one trial on the examples and with the
 setting of the best student seen, which is that student again, now with its dev predictions. The dev set is touched only
