@@ -257,6 +257,28 @@ def grid(
         print(out)
 
 
+@app.command()
+@_guarded
+def submit(
+    file: Annotated[Path, typer.Argument(metavar="RUN_OR_EVAL_DIR", help="Where predictions of the test sets are.")],
+    board: Annotated[Literal["glue", "superglue", "squad", "race"], typer.Option(help="Whose server.")],
+    partial: Annotated[bool, typer.Option("--partial", help="Tasks may be missing.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Zip to write; a directory for squad and race.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Validate the file given instead, and write nothing.")] = False,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="With --check --board squad: evaluate on this official file.")
+    ] = None,
+) -> None:
+    """Write what a test server takes, or say all that is wrong; `--check FILE` validates anyone's."""
+    from frugalbert.finetune import submission
+
+    if check:
+        print(submission.check(file, board, partial, data))
+    else:
+        for path in submission.submit(file, board, partial, out):
+            print(path)
+
+
 def main() -> None:
     """Entry point of the console script."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own progress lines take their place

@@ -240,6 +240,9 @@ PRINTED: dict[str, dict[str, Any]] = {
 }
 
 
+BEST_F1 = PRINTED["2.0, null odds"]["best_f1"]
+
+
 def test_official_figures_of_1_1_to_the_digit():
     examples, predictions, _ = real("v1.1")
     assert squad1_evaluate(examples, predictions) == PRINTED["1.1"]
