@@ -100,19 +100,19 @@ def collect(run: Path) -> Collected:
     found = Collected(folder, folder)
     _read_config(run, found)
     _read_stages(run, found)
-    found.corpus = _mapping(run / "corpus" / "index.json", found)
-    found.dropped = list(itertools.islice(_lines(run / "corpus" / "dropped.jsonl", found), MOST_EXAMPLES))
+    found.corpus = read_mapping(run / "corpus" / "index.json", found)
+    found.dropped = list(itertools.islice(read_lines(run / "corpus" / "dropped.jsonl", found), MOST_EXAMPLES))
     _read_tokenizer(run / "tokenizer", found)
-    found.shards = _mapping(run / "shards" / "index.json", found)
+    found.shards = read_mapping(run / "shards" / "index.json", found)
     _read_selection(run, found)
     for stage, into in (("attention", found.attention), ("importance", found.importance)):
         _read_positions(run / stage, POSITIONS[stage], into, found)
     _read_metrics(run / "pretrain" / "metrics.jsonl", found, found)
-    found.summary = _mapping(run / "pretrain" / "summary.json", found)
-    found.results = _rows(run / "finetune" / "results.json", found)
+    found.summary = read_mapping(run / "pretrain" / "summary.json", found)
+    found.results = read_rows(run / "finetune" / "results.json", found)
     found.trials = sum(1 for _ in run.glob("finetune/*/*/result.json"))
-    found.export = _mapping(run / "export" / "export.json", found)
-    found.latency = list(_lines(run / "bench" / "latency.jsonl", found))
+    found.export = read_mapping(run / "export" / "export.json", found)
+    found.latency = list(read_lines(run / "bench" / "latency.jsonl", found))
     return found
 
 
@@ -137,7 +137,7 @@ def _read_stages(run: Path, found: Collected) -> None:
     for name in dict.fromkeys(names):
         if name == "report" or ".old-" in name or name.startswith("."):
             continue
-        if record := _mapping(run / name / RECORD, found):
+        if record := read_mapping(run / name / RECORD, found):
             found.stages[clean(name)] = record
         elif (run / name / PART).exists() or any(run.glob(f"{name}/*")):
             unfinished.append(clean(name))
@@ -160,29 +160,29 @@ def _read_tokenizer(folder: Path, found: Collected) -> None:
 
 def _read_selection(run: Path, found: Collected) -> None:
     selection = found.selection
-    selection.space = _mapping(run / "space" / "space.json", found)
+    selection.space = read_mapping(run / "space" / "space.json", found)
     _read_metrics(run / "supernet" / "metrics.jsonl", found, selection.supernet)
-    selection.supernet.summary = _mapping(run / "supernet" / "summary.json", found)
-    selection.predictor = _mapping(run / "latency" / "predictor.json", found)
+    selection.supernet.summary = read_mapping(run / "supernet" / "summary.json", found)
+    selection.predictor = read_mapping(run / "latency" / "predictor.json", found)
     scored = run / "search" / "candidates.jsonl"
     if not scored.exists():
         scored = run / "search" / "journal.jsonl"
-    rows = itertools.islice(_lines(scored, found), MOST_RECORDS)
+    rows = itertools.islice(read_lines(scored, found), MOST_RECORDS)
     selection.candidates = [row for row in rows if "arch" in row]
-    selection.front = _rows(run / "search" / "pareto.json", found)
-    selection.search = _mapping(run / "search" / "search.json", found)
+    selection.front = read_rows(run / "search" / "pareto.json", found)
+    selection.search = read_mapping(run / "search" / "search.json", found)
 
 
 def _read_positions(folder: Path, name: str, into: Positions, found: Collected) -> None:
-    into.facts = _mapping(folder / f"{name}.json", found)
+    into.facts = read_mapping(folder / f"{name}.json", found)
     into.arrays = _arrays(folder / f"{name}.npz", ("probability", "kept", "by_distance"), found)
     _read_metrics(folder / "metrics.jsonl", found, into.training)
-    into.study = _mapping(folder / "results.json", found)
+    into.study = read_mapping(folder / "results.json", found)
 
 
 def _read_metrics(path: Path, found: Collected, into: Collected | Training) -> None:
     """Events, training and validation records; steps repeated after a restart replace the earlier ones."""
-    for record in _lines(path, found):
+    for record in read_lines(path, found):
         step = figure(record.get("step"))
         if step is None:
             continue
@@ -210,14 +210,14 @@ def _json(path: Path, found: Collected) -> Any:
         return None
 
 
-def _mapping(path: Path, found: Collected) -> dict[str, Any]:
+def read_mapping(path: Path, found: Collected) -> dict[str, Any]:
     value = _json(path, found)
     if value is not None and not isinstance(value, dict):
         found.problems.append(f"{_place(path)} does not hold what it should")
     return value if isinstance(value, dict) else {}
 
 
-def _rows(path: Path, found: Collected) -> list[dict[str, Any]]:
+def read_rows(path: Path, found: Collected) -> list[dict[str, Any]]:
     value = _json(path, found)
     rows = [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
     if value is not None and (not isinstance(value, list) or len(rows) < len(value)):
@@ -242,7 +242,7 @@ def _arrays(path: Path, names: tuple[str, ...], found: Collected) -> dict[str, A
         return {}
 
 
-def _lines(path: Path, found: Collected) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path, found: Collected) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file. A torn last line is normal (the run may be writing); others are reported."""
     bad: list[int] = []
     torn, number = False, 0

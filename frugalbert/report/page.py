@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from frugalbert.report import attention, importance, planes, plots, selection, tables
+from frugalbert.report import attention, errors, importance, planes, plots, selection, tables
 from frugalbert.report.collect import POSITIONS, SAMPLE, SELECTION, STAGES, Collected, collect
 from frugalbert.report.plots import Curve, Dots
 from frugalbert.report.svg import Plot, finish
@@ -66,7 +66,8 @@ def render(run: Path, title: str | None = None) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     found = collect(Path(run))
-    figures, rules = _figures(found)
+    wrong = errors.read(Path(run) / "finetune", found.results, found)
+    figures, rules = _figures(found, wrong)
     environment = Environment(
         loader=PackageLoader("frugalbert.report", "."),
         autoescape=True,
@@ -78,19 +79,25 @@ def render(run: Path, title: str | None = None) -> str:
     style = environment.get_template("page.css").render().strip() + "\n" + rules
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return template.render(
-        **_context(found), title=clean(title) if title else found.name, figures=figures, style=style, style_hash=digest
+        **_context(found),
+        mistakes=errors.context(wrong, figures),
+        title=clean(title) if title else found.name,
+        figures=figures,
+        style=style,
+        style_hash=digest,
     )
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 
-def _figures(found: Collected) -> tuple[dict[str, Plot], str]:
+def _figures(found: Collected, wrong: list[errors.Predictions]) -> tuple[dict[str, Plot], str]:
     """Every figure there is data for, by name, and the rules for their classes."""
     drawn: dict[str, Plot | None] = {
         **planes.figures(found),
         **attention.figures(found),
         **importance.figures(found),
+        **errors.figures(wrong),
         "over_tokens": _loss(found, "tokens"),
         "over_time": _loss(found, "seconds"),
         "throughput": _throughput(found),

@@ -76,9 +76,9 @@ def curves(
     """Loss over `axis` (`tokens` or `seconds`) with horizontal `levels`; one small panel per entry of `below`."""
     longest = max((x for curve in loss for x in curve.x), default=1.0)
     size, unit = _unit(axis, longest)
-    with _drawing():
+    with drawing():
         height = 250 + 92 * len(below)
-        figure = _figure(height)
+        figure = new_figure(height)
         panels = figure.subplots(
             1 + len(below), 1, sharex=True, squeeze=False, height_ratios=[2.5] + [0.75] * len(below)
         )[:, 0]
@@ -109,8 +109,8 @@ def scatter(
     groups: Sequence[Points], titles: tuple[str, str], levels: dict[str, float], alt: str, *, diagonal: bool = False
 ) -> Plot:
     """`titles` of the vertical and the horizontal axis; `levels` are vertical lines; the diagonal is x = y."""
-    with _drawing():
-        figure = _figure(290 + 16 * -(-len(groups) // 3))
+    with drawing():
+        figure = new_figure(290 + 16 * -(-len(groups) // 3))
         axes = figure.subplots()
         if diagonal:
             ends = [value for group in groups for value in (*group.x, *group.y)]
@@ -143,8 +143,8 @@ def weighted(
     low, high = (end(w for _, _, w in dots) for end in (min, max))
     room = (high - low) or 1.0
     shades = [0.2 + 0.8 * level / (SHADES - 1) for level in range(SHADES)]
-    with _drawing():
-        figure = _figure(330)
+    with drawing():
+        figure = new_figure(330)
         axes, bar = figure.subplots(2, 1, height_ratios=[1, 0.035])
         for level in range(SHADES):
             own = [dot for dot in dots if min(SHADES - 1, int(SHADES * ((dot[2] - low) / room))) == level]
@@ -179,8 +179,8 @@ def weighted(
 
 def distances(panels: dict[str, Sequence[Curve]], alt: str) -> Plot:
     """A panel by title: curves over distances 0, 1, 2, … on a logarithmic axis; those without a label are faint."""
-    with _drawing():
-        figure = _figure(60 + 165 * len(panels))
+    with drawing():
+        figure = new_figure(60 + 165 * len(panels))
         rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         longest = max((x for curves in panels.values() for curve in curves for x in curve.x), default=1.0)
         for axes, (title, lines) in zip(rows, panels.items(), strict=True):
@@ -205,8 +205,8 @@ def distances(panels: dict[str, Sequence[Curve]], alt: str) -> Plot:
 def throughput(curve: Curve, mean: float | None, tokens_at_ceiling: float | None, alt: str) -> Plot:
     """Tokens per second over time; the right axis is the share of the ceiling, if that many tokens/s is known."""
     size, unit = _unit("seconds", max(curve.x))
-    with _drawing():
-        figure = _figure(250)
+    with drawing():
+        figure = new_figure(250)
         axes = figure.subplots()
         _line(axes, curve, size)
         if mean:
@@ -230,8 +230,8 @@ def throughput(curve: Curve, mean: float | None, tokens_at_ceiling: float | None
 
 def stacked_bar(parts: Sequence[tuple[str, float]], alt: str) -> Plot:
     """One bar of the parts' shares in the order of `SERIES`; wide enough parts carry their share."""
-    with _drawing():
-        figure = _figure(46)
+    with drawing():
+        figure = new_figure(46)
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         total, left = sum(value for _, value in parts) or 1.0, 0.0
@@ -257,8 +257,8 @@ class Dots:
 
 def dot_plot(tasks: Sequence[Dots], alt: str) -> Plot:
     """Means with intervals and the seeds behind them, one block per task."""
-    with _drawing():
-        figure = _figure(74 + 50 * len(tasks))
+    with drawing():
+        figure = new_figure(74 + 50 * len(tasks))
         axes = figure.subplots()
         colours = {"pretrained": "blue", "random": "orange"}
         for row, task in enumerate(tasks):
@@ -286,8 +286,8 @@ def dot_plot(tasks: Sequence[Dots], alt: str) -> Plot:
 
 def bars(entries: Sequence[tuple[str, float, bool]], title: str, alt: str) -> Plot:
     """Horizontal bars: (label, milliseconds, is it the baseline?)."""
-    with _drawing():
-        figure = _figure(34 + 19 * len(entries))
+    with drawing():
+        figure = new_figure(34 + 19 * len(entries))
         axes = figure.subplots()
         longest = max((value for _, value, _ in entries), default=1.0) or 1.0
         for row, (_, value, baseline) in enumerate(entries):
@@ -309,7 +309,7 @@ def bars(entries: Sequence[tuple[str, float, bool]], title: str, alt: str) -> Pl
 
 
 @contextlib.contextmanager
-def _drawing() -> Iterator[None]:
+def drawing() -> Iterator[None]:
     """Our settings, and no warnings about glyphs that matplotlib's font lacks (the browser's fonts draw the text)."""
     import matplotlib
 
@@ -322,7 +322,7 @@ def _times(factor: float) -> Callable[[Any], Any]:
     return lambda value: factor * value
 
 
-def _figure(height: int) -> Figure:
+def new_figure(height: int) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH / POINTS, height / POINTS), layout="constrained")
