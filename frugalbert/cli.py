@@ -212,11 +212,26 @@ def export(
 
 @app.command()
 @_guarded
-def report(file: File, settings: Settings = None, directory: Directory = None) -> None:
-    """Write the HTML report of a run as it stands now."""
+def report(
+    file: File,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[OTHER_DIRECTORY | SECTION.KEY=VALUE]...", help="To compare, or set.")
+    ] = None,
+    directory: Directory = None,
+) -> None:
+    """Write the HTML report of a run as it stands now; of several models (runs, or what `eval` wrote), side by side."""
     from frugalbert.config import Report
+    from frugalbert.report import boards
     from frugalbert.report.page import build
 
+    others = [Path(text) for text in settings or () if "=" not in text]
+    if others or boards.is_board(file):
+        html = boards.render([file, *others])
+        page = (directory or (Path() if others else file)) / "comparison.html"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(page, html)
+        print(page)
+        return
     config, directory, _ = _open(file, settings, directory)
     if not directory.is_dir():
         raise ValueError(f"there is no run in {directory} yet; start it with `frugalbert run {file}`")
