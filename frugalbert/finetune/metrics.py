@@ -314,24 +314,9 @@ def gold_of(examples: Sequence[Example], predicted: Any, labels: Sequence[str]) 
     return np.array(gold, float if predicted.dtype.kind == "f" else int)
 
 
-def compute(names: Sequence[str], gold: Array, predicted: Array) -> dict[str, float]:
-    """Each metric over the whole set. Classes (N,) ints, numbers (N,) floats, multi-label (N, L) of 0 and 1."""
-    every = np.ones((1, len(gold)))
-    return {name: float(METRICS[name].prepare(gold, predicted, ())(every)[0]) for name in names}
-
-
 def headline(scores: dict[str, float], names: Sequence[str]) -> float:
     """The figure a task is known by: the mean of its leaderboard metrics (GLUE's rule); NaN if one is."""
     return float(np.mean([scores[name] for name in names]))
-
-
-def constant(kind: str, gold: Array) -> Array:
-    """What a model that learned only the labels' frequencies would predict: a class, the mean, or (L,) labels."""
-    if kind == CLASSES:
-        return np.asarray(np.bincount(gold).argmax())
-    if kind == NUMBERS:
-        return gold.mean()
-    return (gold.mean(axis=0) > 0.5).astype(gold.dtype)
 
 
 def majority(kind: str, train: Sequence[Example], examples: Sequence[Example], labels: Sequence[str]) -> Any:
@@ -344,8 +329,9 @@ def majority(kind: str, train: Sequence[Example], examples: Sequence[Example], l
         return [""] * len(examples)
     if kind in (CLASSES, NUMBERS, LABELS):
         form = np.zeros((0, len(labels))) if kind == LABELS else np.zeros(0, float if kind == NUMBERS else int)
-        usual = constant(kind, gold_of(train, form, labels))
-        return np.repeat(usual[None], len(examples), axis=0)
+        gold = gold_of(train, form, labels)
+        usual = np.bincount(gold).argmax() if kind == CLASSES else gold.mean(axis=0)
+        return np.repeat((usual > 0.5).astype(int)[None] if kind == LABELS else usual, len(examples), axis=0)
     counts = Counter(
         number
         for example in train
