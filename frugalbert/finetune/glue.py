@@ -130,7 +130,7 @@ def _check_header(task: Task, form: Form, header: list[str], path: Path, split: 
         wanted = f"no header and {len(COLA)} columns" if headless else f"the columns {', '.join(form.columns)}"
         raise ValueError(f"{path} line 1 is ({', '.join(header)[:120]}), but {task.title} has {wanted}{whose}")
     if not headless and split.startswith(("train", "dev")) and form.label not in header:
-        hint = did_you_mean(form.label, header)
+        hint = did_you_mean(form.label, set(header) - set(form.columns))
         raise ValueError(
             f"{path} has no column {form.label!r}{hint}; a file without labels, such as the test file, cannot be the "
             f"{split} set of {task.title}"

@@ -152,9 +152,10 @@ def _pair(first: str, second: str) -> Callable[[Record, str, Counter[str]], Exam
 
 
 def _copa(record: Record, where: str, oddities: Counter[str]) -> Example:
-    joint = {"cause": " because", "effect": " so"}.get(record["question"])
+    question = text_of(record, "question", where)
+    joint = {"cause": " because", "effect": " so"}.get(question)
     if joint is None:
-        raise ValueError(f"{where}: the question is {record['question']!r}; COPA asks for 'cause' or 'effect'")
+        raise ValueError(f"{where}: the question is {question[:40]!r}; COPA asks for 'cause' or 'effect'")
     options = tuple(text_of(record, name, where).strip() for name in ("choice1", "choice2"))
     return Example(text_of(record, "premise", where).strip() + joint, options=options, names=("0", "1"))
 

@@ -159,7 +159,7 @@ def real(folder: Path) -> str:
     tokenizer = BertTokenizerFast(str(folder / "vocab" / "bert-base-uncased-vocab.txt"))
     lines = []
     for task in TABLE:
-        if not task.layout or task.layout.family == "blimp" or task.rides:
+        if not task.layout or task.rides or task.name in ("blimp", "race-middle", "race-high"):
             continue
         section = config.Finetune(tasks=[task.name], model="-", data=str(folder), predict_test=True, train=False)
         try:
@@ -169,7 +169,7 @@ def real(folder: Path) -> str:
         lines.append(f"==== {task.title}")
         for name, part in data.sets.items():
             special = SPECIAL.get(task.name, {}).get(name, ())
-            lines.append(f"-- {name}: {len(part)} rows {digest(*(structure(row) for row in part))}")
+            lines.append(f"-- {name}: {len(part)} rows {digest(*map(whole, part))}")
             chosen = [row for number, row in enumerate(part) if number < FIRST or row.id in special]
             lengths = Lengths(384 if task.type == "question-answering" else 128, task.cut)
             features = encode(tokenizer, task.type, chosen, len(data.labels), lengths, has_types=True)
@@ -191,6 +191,12 @@ def numbers(features: Features, row: int) -> str:
     elif features.marks is not None:
         found += " reads " + " ".join(f"{first}-{end}" for first, end in features.marks[row])
     return found
+
+
+def whole(example: Example) -> str:
+    """All that an example has."""
+    texts = (example.text, example.text_b, example.options, example.names, example.answers)
+    return repr((example.id, example.label, example.group, example.spans, example.starts, texts))
 
 
 def structure(example: Example) -> str:
