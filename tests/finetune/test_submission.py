@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from frugalbert.cli import app
-from frugalbert.finetune import submission, submission_forms
+from frugalbert.finetune import glue, submission, submission_forms, superglue
+from frugalbert.finetune.examples import patterns
+from frugalbert.finetune.sources import Absent, locate
 from frugalbert.finetune.submission_forms import BOARDS, MULTIRC, File, check_file, check_zip
 from frugalbert.finetune.tasks import TABLE
 from tests.finetune import test_squad_metrics as squad
@@ -195,6 +197,33 @@ def test_multirc_is_nested_by_its_ids(tmp_path, monkeypatch):
         '{"idx": 1, "answers": [{"idx": 2, "label": 0}]}]}}\n'
         '{"idx": 1, "passage": {"questions": [{"idx": 2, "answers": [{"idx": 3, "label": 1}]}]}}\n'
     )
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_keys_of_the_real_test_sets_are_the_servers(board):
+    """Every official test file that is there: as many rows as the server wants, with the keys that it wants."""
+    root, seen = squad.DATA.parent / board, []
+    if not root.is_dir():
+        pytest.skip(f"no {root}; set FRUGALBERT_DATA")
+    rows = {task.name: task for task in TABLE}
+    for file in BOARDS[board]:
+        task = rows[file.set] if file.set.startswith("ax") else rows[file.task]
+        split = "test" if task.rides else file.set
+        try:
+            source = locate(task, root, patterns(task))
+            read = (
+                glue.read(task, source, split, []) if board == "glue" else superglue.read(task, source, split, None, [])
+            )
+            examples = [example for _, example in read]
+        except Absent:
+            continue
+        lines = [
+            {"index": n, "id": example.id, "prediction": next(iter(file.labels), 2.5)}
+            for n, example in enumerate(examples)
+        ]
+        assert check_file(file, submission.render(file, lines)) == [], file.name
+        seen.append(file.name)
+    assert len(seen) >= 8
 
 
 # ---- refusals of what is to be written ------------------------------------------------------------------------------
