@@ -9,6 +9,8 @@ bends. Accuracy on 4,000 fresh points; intervals: 95 %, Student's t over paired 
   agora          as frugalbert.finetune.agora plays it; new points lie near mistakes (normal noise, sd 0.15)
   plain          the grid on D, chosen by E, again with other seeds until Agora's steps are spent
   plain D+E      the grid on D and 80 of E, chosen by the other 20; the best setting is trained on D and E at the end
+  agora D+E      Agora with these 80 in D from the start, steered by the 20
+  distilled D+E  plain D+E with the points of `distillation` as well
   near training  Agora's loop, new points near random training points
   near any       Agora's loop, new points near random steering points, right or wrong
   distillation   as many fresh points of the true distribution as Agora had labelled, labelled by S, added to D; grid
@@ -168,12 +170,15 @@ def settings_of(**changes: Any) -> config.Agora:
 def play(world: World, teach: Any, seed: int, change: dict[str, Any], source: str = "mistakes") -> dict[str, Any]:
     """One run of the loop: accuracy of its best student on fresh points, and what it cost."""
     students: dict[tuple[int, str], Any] = {}
+    sets = agora.Sets(world.train, world.steer)
+    if source == "most of E":
+        sets, source = agora.Sets([*world.train, *world.steer[20:]], world.steer[:20]), "mistakes"
     world.steps = 0
 
     def fit(examples: list[Example], thetas: list[agora.Theta], number: int) -> list[list[Any]]:
         for theta in thetas:
             students[number, json.dumps(theta)] = world.student(examples, theta, 1000 * seed + number)
-        return [students[number, json.dumps(theta)].predict(array(world.steer)).tolist() for theta in thetas]
+        return [students[number, json.dumps(theta)].predict(array(sets.steer)).tolist() for theta in thetas]
 
     def tau(mistakes: list[Example], rng: np.random.Generator) -> list[Example]:
         pool = {"mistakes": mistakes, "training": world.train, "steering": world.steer}[source]
@@ -188,7 +193,6 @@ def play(world: World, teach: Any, seed: int, change: dict[str, Any], source: st
         options, teach = {}, lambda examples: world.truth(array(examples)).tolist()
     tools = agora.Tools(fit, tau, teach)
     with tempfile.TemporaryDirectory() as folder:
-        sets = agora.Sets(world.train, world.steer)
         outcome = agora.play(settings_of(**options), sets, THETAS, tools, Path(folder) / "rounds", seed)
     found = students[outcome.best["round"], json.dumps(outcome.best["setting"])]
     by_round = [
@@ -235,6 +239,10 @@ def controls(world: World, teach: Any, seed: int, base: dict[str, Any]) -> dict[
     labelled = [replace(e, label=label) for e, label in zip(fresh, teach(fresh), strict=True)]
     student, accuracy, _ = grid(world, [*world.train, *labelled], world.steer, seed, base["steps"])
     note("distillation", student, accuracy)
+    both = [*world.train, *world.steer[20:], *labelled]
+    _, accuracy, theta = grid(world, both, held, seed, base["steps"])
+    note("distilled D+E", world.student([*both, *held], theta, 1000 * seed), accuracy)
+    found["agora D+E"] = play(world, teach, seed, {}, "most of E")
     found["near training"] = play(world, teach, seed, {}, "training")
     found["near any"] = play(world, teach, seed, {}, "steering")
     return found
@@ -267,6 +275,8 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             line["steps"] = round(float(np.mean([rows[method]["steps"] for rows in mine])))
             if method != "agora":
                 line["agora_minus_it"] = interval([rows["agora"]["accuracy"] for rows in mine], values)
+            if method.endswith(" D+E") and method != "plain D+E":
+                line["it_minus_plain_D+E"] = interval(values, [rows["plain D+E"]["accuracy"] for rows in mine])
             if "rounds" in mine[0][method]:
                 for key in ("rounds", "trainings", "examples", "best_round"):
                     line[key] = round(float(np.mean([rows[method][key] for rows in mine])), 2)
@@ -282,12 +292,12 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, len(WORLDS), figsize=(10, 4), layout="constrained", sharey=True)
-    methods = ["plain", "plain D+E", "near training", "near any", "distillation", "agora"]
+    methods = ["plain", "plain D+E", "near training", "near any", "distillation", "distilled D+E", "agora D+E", "agora"]
     for axes, world in zip(panels, WORLDS, strict=True):
         names = list(dict.fromkeys(line["teacher"] for line in lines if line["world"] == world))
         for place, method in enumerate(methods):
             rows = [line for line in lines if line["world"] == world and line["method"] == method]
-            where = [names.index(line["teacher"]) + (place - 2.5) * 0.13 for line in rows]
+            where = [names.index(line["teacher"]) + (place - 3.5) * 0.1 for line in rows]
             axes.errorbar(
                 where, [line["accuracy"] for line in rows], [line["std"] for line in rows],
                 fmt="s" if method == "agora" else "o", label=method,
