@@ -8,7 +8,9 @@ An archive is read in memory, never extracted.
 from __future__ import annotations
 
 import json
+import lzma
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -75,19 +77,16 @@ def _members(archive: Path, split: str, parts: tuple[str, ...]) -> Iterator[tupl
                     raise ValueError(
                         f"{archive}: the member {member.name[:80]!r} is unsafe; is it the official archive?"
                     )
-                if not member.isfile() or path.suffix != ".txt" or path.parts[-3:-1] not in [(split, p) for p in parts]:
-                    continue
                 if member.size > LARGEST_MEMBER:
                     raise ValueError(f"{archive}: {member.name[:80]} has {member.size:,} bytes, too many for a passage")
+                if not member.isfile() or path.suffix != ".txt" or path.parts[-3:-1] not in [(split, p) for p in parts]:
+                    continue
                 content = tar.extractfile(member)
                 assert content is not None
                 yield path.parts[-2], f"{archive}/{member.name}", content.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"{archive} is no whole archive ({error}); get it again") from None
-    except Exception as error:
-        if type(error).__name__ in ("LZMAError", "error"):  # of lzma and zlib
-            raise ValueError(f"{archive} is damaged ({error}); get it again") from None
-        raise
+    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{archive} is no whole archive ({reason}); get it again") from None
 
 
 def _passage(content: bytes, where: str, part: str) -> Iterator[tuple[str, Example]]:
