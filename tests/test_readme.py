@@ -88,7 +88,7 @@ def frugalbert(words: list[str], folder: Path, patch: pytest.MonkeyPatch) -> str
 
 
 def at_toy_size(words: list[str]) -> list[str]:
-    """The same command for seconds: longer runs planned, a rehearsal without its end, no BERT-base, one task of GLUE."""
+    """The same command for seconds: longer runs planned, a rehearsal without its end, no BERT-base, one GLUE task."""
     if words[0] == "run" and any(word.startswith("pretrain.budget=") for word in words):
         return ["plan", *words[1:]]
     if "--rehearse" in words:
