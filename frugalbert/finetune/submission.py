@@ -24,7 +24,7 @@ SQUAD = {"squad1": 10_570, "squad2": 11_873}
 RACE = {"race": 4934, "race-middle": 1436, "race-high": 3498}
 NAMES = (*BOARDS, "squad", "race")
 MOST_PROBLEMS = 200
-PREDICT = "fine-tune it with finetune.predict_test: true"
+PREDICT = "predict it with finetune.predict_test: true"
 
 
 def submit(folder: Path, board: str, partial: bool = False, out: Path | None = None) -> list[Path]:
@@ -168,7 +168,7 @@ def _members(root: Path, board: str, partial: bool) -> tuple[dict[str, bytes], l
         path = root / file.task / "test" / f"{file.set}.jsonl"
         if not path.exists():
             if not partial:
-                problems.append(f"{file.name}: there is no {path}; {PREDICT}, or leave it out with --partial")
+                problems.append(f"{file.name}: there is no {path} ({PREDICT}, or --partial)")
             continue
         sets.setdefault(file.task, []).append(file.set)
         rows, damage = _predictions(path)

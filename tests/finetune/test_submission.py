@@ -253,12 +253,12 @@ def test_all_problems_are_listed_at_once(tmp_path):
     leave(tmp_path, "rte", "test", [{"index": 0, "id": "0"}])
     (tmp_path / "qnli" / "test" / "model.json").unlink()
     wnli, ax = (tmp_path / task / "test" / name for task, name in (("wnli", "test.jsonl"), ("mnli", "ax.jsonl")))
-    how = "fine-tune it with finetune.predict_test: true, or leave it out with --partial"
+    how = "(predict it with finetune.predict_test: true, or --partial)"
     assert refusal(tmp_path, "glue") == [
         f"QQP.tsv: {cut} line 4 is damaged (Unterminated string starting at: line 1 column 39 (char 38))",
         f"RTE.tsv: {tmp_path / 'rte' / 'test' / 'test.jsonl'} line 1 has no prediction",
-        f"WNLI.tsv: there is no {wnli}; {how}",
-        f"AX.tsv: there is no {ax}; {how}",
+        f"WNLI.tsv: there is no {wnli} {how}",
+        f"AX.tsv: there is no {ax} {how}",
         f"{tmp_path / 'qnli' / 'test' / 'model.json'} does not say what model predicted test (identity)",
         "CoLA.tsv: line 2: 'maybe' is none of 0, 1 (and 3 more)",
         "SST-2.tsv: has 3 rows, not 4",
