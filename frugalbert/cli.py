@@ -193,6 +193,32 @@ def bench(
     bench_model(file, section_from(Bench, settings or ()))
 
 
+@app.command(name="eval")
+@_guarded
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model directory or hub name.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of `finetune`, or machine.KEY=VALUE.")
+    ] = None,
+    tasks: Annotated[str, typer.Option(help="Names and groups, joined by commas.")] = "glue",
+    data: Annotated[str | None, typer.Option("--data", help="Directory of the official files; none = the hub.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Directory to write (default: evals/MODEL).")] = None,
+) -> None:
+    """Fine-tune and evaluate any model on a whole board: GLUE, SuperGLUE, SQuAD, RACE, BLiMP, single tasks of these."""
+    from frugalbert.config import Finetune, Machine
+    from frugalbert.finetune import board
+    from frugalbert.yamlfile import section_from
+
+    files.catch_signals()
+    given, where = settings or [], "machine."
+    own = [f"tasks=[{tasks}]", "epochs=auto", *([f"data={data}"] if data else [])]
+    section = section_from(Finetune, [*own, *(setting for setting in given if not setting.startswith(where))])
+    machine = section_from(Machine, [text.removeprefix(where) for text in given if text.startswith(where)])
+    target = out or Path("evals") / (Path(model).name or "model")
+    board.evaluate(model, section, target, machine)
+    print(target / "board.json")
+
+
 @app.command()
 @_guarded
 def export(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from frugalbert.finetune import metrics
+from frugalbert.config import Finetune
+from frugalbert.finetune import metrics, scores
 from frugalbert.finetune.features import Features
+from frugalbert.finetune.models import Source
 from frugalbert.finetune.tasks import Data, Example, Task
 from frugalbert.finetune.trial import Job, predict
 
@@ -234,15 +237,76 @@ def _over_seeds(values: list[float | None]) -> tuple[float | None, float | None,
     return metrics.plain(mean), metrics.plain(deviation), [metrics.plain(bound) for bound in interval]
 
 
+def blimp_row(init: str, found: dict[str, Any]) -> dict[str, Any]:
+    """What `blimp.evaluate` found, as a row of `results.json`."""
+    accuracy = found["accuracy"]
+    return {
+        "task": "blimp",
+        "title": f"BLiMP ({found['method']})",
+        "type": "minimal-pairs",
+        "metric": "accuracy",
+        "init": init,
+        "seeds": [0],
+        "values": [accuracy],
+        "mean": accuracy,
+        "std": None,
+        "interval": [None, None],
+        "bootstrap": found["interval"],
+        "all_metrics": {"accuracy": {"mean": accuracy, "std": None}},
+        "train_examples": 0,
+        "dev_examples": found["num_pairs"],
+        "majority_baseline": 0.5,
+        "labels": [],
+        "selection": "none: without training",
+        "carrier": "blimp",
+        "trials": 1,
+    }
+
+
+def board(source: Source, section: Finetune, rows: list[dict[str, Any]], pairs: dict[str, Any]) -> dict[str, Any]:
+    """`board.json`, which `frugalbert report` compares: the model, its recipe, rows, BLiMP and the boards' scores."""
+    figures = {
+        init: {
+            row["task"]: {name: value["mean"] for name, value in row["all_metrics"].items()}
+            for row in rows
+            if row["init"] == init
+        }
+        for init in dict.fromkeys(row["init"] for row in rows)
+    }
+    found = [
+        {"init": init, **asdict(scores.board_score(name, figures[init]))}
+        for init in figures
+        for name, needed in scores.BOARDS.items()
+        if any(task in figures[init] for _, task, _ in needed.columns)
+    ]
+    return {
+        "model": Path(source.name).name if Path(source.name).is_dir() else source.name,
+        "identity": source.identity,
+        "settings": section.model_dump(mode="json", exclude={"model", "data"}, exclude_defaults=True),
+        "rows": rows,
+        "blimp": pairs,
+        "scores": found,
+    }
+
+
 def gains(rows: list[dict[str, Any]]) -> None:
-    """Add to each row how much it gains over random weights: paired by seed, with a 95 % interval."""
+    """Add to each row how much it gains over random weights: paired by seed, with a 95 % interval over seeds and one
+    over examples; the latter also of the figure itself (`bootstrap`, from `resamples`, which goes).
+    """
     random = {row["task"]: row for row in rows if row["init"] == "random"}
+    drawn = {(row["task"], row["init"]): row.pop("resamples") for row in rows if "resamples" in row}
     for row in rows:
+        values = drawn.get((row["task"], row["init"]))
+        if values is not None:
+            row["bootstrap"] = [metrics.plain(bound) for bound in scores.bounds(values)]
         base = random.get(row["task"])
         if base and base is not row and base["seeds"] == row["seeds"]:
             pairs = zip(row["values"], base["values"], strict=True)
             mean, _, interval = _over_seeds([None if None in pair else pair[0] - pair[1] for pair in pairs])
             row["gain"] = {"mean": mean, "interval": interval}
+            if values is not None and (row["task"], "random") in drawn:
+                bounds = scores.bounds(values - drawn[row["task"], "random"])
+                row["gain"]["bootstrap"] = [metrics.plain(bound) for bound in bounds]
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -274,6 +338,16 @@ def show(rows: list[dict[str, Any]]) -> None:
         ]
         table.add_row(*(Text(cell) for cell in cells))
     Console(stderr=True).print(table)
+
+
+def show_scores(found: list[dict[str, Any]]) -> None:
+    """The sentences of the boards' scores, to standard error."""
+    from frugalbert.run import say
+
+    for score in found:
+        value = score["mean"] if score["value"] is None else score["value"]
+        shown = f" {_figure(value)}." if value is not None else ""
+        say(f"{score['init']}: {score['sentence']}{shown}")
 
 
 def _spread(mean: float | None, deviation: float | None) -> str:

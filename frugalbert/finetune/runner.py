@@ -21,7 +21,7 @@ import numpy as np
 
 from frugalbert import config, dist, run
 from frugalbert.fanout import run_tasks
-from frugalbert.finetune import examples, models, results, sweep, trial, trials
+from frugalbert.finetune import blimp, examples, models, results, sweep, trial, trials
 from frugalbert.finetune.features import Lengths, encode
 from frugalbert.finetune.tasks import Data, Example, digest, resolve
 
@@ -41,6 +41,7 @@ def build(section: config.Finetune, inputs: dict[str, Path], out: Path, machine:
     bench = Bench(section, inputs, out, machine)
     jobs = bench.jobs()
     check(section, [job.data for job in jobs])
+    scorers = bench.scorers()
     _sweep_up(out)
     for job in jobs:
         (out / job.data.task.name).mkdir(exist_ok=True)
@@ -49,14 +50,19 @@ def build(section: config.Finetune, inputs: dict[str, Path], out: Path, machine:
     for wave in _waves(section, jobs):
         rows += bench.run([(_started(job, init, out), init) for job, init in wave])
     order = [job.data.task.name for job in jobs]
-    rows.sort(key=lambda row: order.index(row["carrier"]))
+    rows.sort(key=lambda row: order.index(row["carrier"]))  # stable: what starts from another task comes last
+    pairs = {init: blimp.evaluate(scorer, bench.data, out / "blimp" / init) for init, scorer in scorers.items()}
+    rows += [results.blimp_row(init, found) for init, found in pairs.items()]
     results.gains(rows)
     run.write_json(out / "results.json", rows)
+    board = results.board(bench.source, section, rows, pairs)
+    run.write_json(out / "board.json", board)
     results.show(rows)
+    results.show_scores(board["scores"])
     headlines: dict[str, Any] = {}
     for row in rows:
         headlines.setdefault(row["task"], {"metric": row["metric"]})[row["init"]] = row["mean"]
-    return {**headlines, "device": str(jobs[0].device)}
+    return {**headlines, "device": str(dist.pick_device(machine))}
 
 
 def check(section: config.Finetune, datas: Sequence[Data]) -> None:
@@ -106,12 +112,14 @@ class Bench:
             "machine": machine.model_dump(mode="json"),
             "model": models.locate(section, inputs),
         }
+        self.source = _source(self.given["model"], self.given["inputs"].get("tokenizer"))
+        self.data = inputs["yaml"] / (section.data or "")
         self.workers = 1 if machine.workers == "auto" else machine.workers
 
     def jobs(self) -> list[trial.Job]:
         """Every task with its examples, tokenised; said in a line each."""
         dist.set_threads(self.machine)
-        source = _source(self.given["model"], self.given["inputs"].get("tokenizer"))
+        source = self.source
         if source.max_positions and self.section.max_length > source.max_positions:
             raise ValueError(
                 f"finetune.max_length is {self.section.max_length}, but {source.name} has {source.max_positions} "
@@ -123,6 +131,18 @@ class Bench:
         for data in examples.load_all(self.section, Path(inputs["yaml"]), corpus):
             found.append(make_job(data, self.section, source, self.machine))
             describe(found[-1])
+        return found
+
+    def scorers(self) -> dict[str, blimp.Scorer]:
+        """The masked LMs that BLiMP is asked of, by initialisation; none if it is not among the tasks."""
+        if not any(task.type == "minimal-pairs" for task in resolve(self.section.tasks)):
+            return {}
+        blimp.read(self.data)
+        device = dist.pick_device(self.machine)
+        inits = ("pretrained", "random") if self.section.random_baseline and self.section.train else ("pretrained",)
+        found = {}
+        for init in inits:
+            found[init] = blimp.open_scorer(self.source, init, self.section.seeds[0], self.section.blimp, device)
         return found
 
     def run(self, wave: list[tuple[trial.Job, str]]) -> list[dict[str, Any]]:
@@ -145,6 +165,9 @@ class Bench:
 
     def _rows(self, job: trial.Job, init: str, found: list[Any], outcome: dict[str, Any]) -> list[dict[str, Any]]:
         rows = results.summary(job, init, found)
+        for row in rows:
+            drawn = [trials.read_resamples(Path(result["folder"]), row["task"]) for result in found]
+            row["resamples"] = np.mean(drawn, axis=0)
         extra = {"carrier": job.data.task.name, "trials": outcome.get("num_trials", len(found))}
         return [{**row, **extra, **({"sweep": outcome} if outcome else {})} for row in rows]
 
@@ -181,7 +204,8 @@ class Bench:
             found = []
             for number, ((job, _, _), task) in enumerate(zip(todo, tasks, strict=True)):
                 name = f"{job.data.task.title} {task['init']} {task['seed']}"
-                found.append(trials.one(task, job, _reporter(progress, sum(steps[:number]), name)))
+                result = trials.one(task, job, _reporter(progress, sum(steps[:number]), name))
+                found.append({**result, "folder": str(trials.folder_of(task))})
                 progress.update(sum(steps[: number + 1]))
         return found
 
@@ -193,7 +217,8 @@ class Bench:
         places: dict[str, Any] = {"journal": journal, "workers": self.workers, "scheduler": self.machine.scheduler}
         run_tasks(remote, todo, **places, label="fine-tune")
         journal.unlink(missing_ok=True)
-        return [run.read_json(trials.folder_of(task) / "result.json") for task in tasks]
+        folders = [trials.folder_of(task) for task in tasks]
+        return [{**run.read_json(folder / "result.json"), "folder": str(folder)} for folder in folders]
 
 
 def remote(task: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ difference of two models on the same examples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ BOARDS = {
         ),
     ),
     "24hbert": Board(
-        "24hBERT's mean",
+        "24hBERT mean",
         "plain mean of 9 columns, one metric each: MNLI-m, MNLI-mm, QNLI, RTE and SST-2 accuracy, QQP and MRPC F1, "
         "CoLA MCC, STS-B Spearman; no WNLI; not GLUE's leaderboard score",
         _columns(
@@ -150,34 +150,23 @@ class Part:
     labels: Sequence[str]
 
 
-def interval(parts: Sequence[Part], seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
-    """95 % interval over examples of a headline figure: the mean over parts (MNLI-m and -mm), seeds and metrics."""
-    return _over_parts([(_figure(part), part) for part in parts], seed, resamples)
-
-
-def difference(
-    ours: Sequence[Part], theirs: Sequence[Part], seed: int = 0, resamples: int = 1000
-) -> tuple[float, float]:
-    """95 % interval of how much better `ours` is than `theirs` on the same examples, drawn together."""
-    pairs = list(zip(ours, theirs, strict=True))
-    assert all(len(one.examples) == len(other.examples) for one, other in pairs)
-    return _over_parts([(_less(_figure(one), _figure(other)), one) for one, other in pairs], seed, resamples)
-
-
-def _over_parts(parts: Sequence[tuple[Resampled, Part]], seed: int, resamples: int) -> tuple[float, float]:
-    """Parts are drawn one by one, so that each keeps its size."""
+def resamples_of(parts: Sequence[Part], seed: int = 0, resamples: int = 1000) -> Array:
+    """(resamples,) values of a headline figure, the mean over parts (MNLI-m and -mm), predictions and metrics, under
+    resampling of the examples. Models that saw the same examples get the same resamples, so differences are paired;
+    parts are drawn one by one, so that each keeps its size. Empty if there are no examples.
+    """
     values = [
         draws(
-            score,
+            _figure(part),
             len(part.examples),
             seed + number,
             resamples,
-            [e.group for e in part.examples] if set(part.names) & set(metrics.GROUPED) else (),
+            [example.group for example in part.examples] if set(part.names) & set(metrics.GROUPED) else (),
         )
-        for number, (score, part) in enumerate(parts)
+        for number, part in enumerate(parts)
         if part.examples
     ]
-    return bounds(np.mean(values, axis=0)) if values else (math.nan, math.nan)
+    return np.mean(values, axis=0) if values else np.zeros(0)
 
 
 def _figure(part: Part) -> Resampled:
@@ -187,7 +176,3 @@ def _figure(part: Part) -> Resampled:
         for name in part.names
     ]
     return lambda counts: np.mean([score(counts) for score in scores], axis=0)
-
-
-def _less(one: Resampled, other: Resampled) -> Callable[[Array], Array]:
-    return lambda counts: one(counts) - other(counts)

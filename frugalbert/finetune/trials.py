@@ -7,6 +7,7 @@ done again. `Spec` (a JSON mapping) says which trial, so that it can be done by 
 from __future__ import annotations
 
 import functools
+import io
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from frugalbert import run
-from frugalbert.finetune import metrics, models, results, trial
+from frugalbert.finetune import metrics, models, results, scores, trial
 from frugalbert.finetune.tasks import Data
 from frugalbert.progress import quiet
 
@@ -98,6 +99,7 @@ def one(task: Spec, job: trial.Job, report: trial.Report) -> dict[str, Any]:
     for name in [name for name in found if found[name].scores and name not in ("select", "train")]:
         file = "predictions.jsonl" if name == "dev" else f"predictions-{name}.jsonl"
         run.write_atomic(folder / file, found[name].lines)
+    _write_resamples(folder, job, found)
     figures = _figures(job, found)
     figures["selection"] = max(state.scores) if state.scores else figures["value"]
     if state.scores:
@@ -125,11 +127,32 @@ def _selection(job: trial.Job, model: Any, scale: tuple[float, float]) -> float:
     return float(np.mean(values))
 
 
+def _write_resamples(folder: Path, job: trial.Job, found: dict[str, results.Found]) -> None:
+    """`bootstrap-TASK.npy` (1000,): the headline figure of the task, and of each rider, under resampled examples."""
+    names = {job.data.task.name: results.dev_sets(job.data)}
+    names |= {rider.name: [rider.name] for rider in job.data.riders if rider.name in found}
+    for task, sets in names.items():
+        parts = [
+            scores.Part(found[name].task.headline, job.data.sets[name], [found[name].predicted], job.data.labels)
+            for name in sets
+            if found[name].scores
+        ]
+        if parts:
+            buffer = io.BytesIO()
+            np.save(buffer, scores.resamples_of(parts).astype(np.float32))
+            run.write_atomic(folder / f"bootstrap-{task}.npy", buffer.getvalue())
+
+
+def read_resamples(folder: Path, task: str) -> Any:
+    """What `_write_resamples` wrote."""
+    return np.load(folder / f"bootstrap-{task}.npy")
+
+
 def _figures(job: trial.Job, found: dict[str, results.Found]) -> dict[str, Any]:
     """The metrics of the dev sets, their headline, and those of the riders."""
-    scores: dict[str, float] = {}
+    every: dict[str, float] = {}
     for name in results.dev_sets(job.data):
-        scores |= {f"{metric}{results.suffix(name)}": value for metric, value in found[name].scores.items()}
+        every |= {f"{metric}{results.suffix(name)}": value for metric, value in found[name].scores.items()}
     riders = {}
     for rider in job.data.riders:
         own = found[rider.name].scores if rider.name in found else {}
@@ -137,8 +160,8 @@ def _figures(job: trial.Job, found: dict[str, results.Found]) -> dict[str, Any]:
             plain = {metric: metrics.plain(value) for metric, value in own.items()}
             riders[rider.name] = {"value": metrics.plain(metrics.headline(own, rider.headline)), "metrics": plain}
     return {
-        "value": metrics.plain(metrics.headline(scores, results.headline_names(job.data))),
-        "metrics": {name: metrics.plain(value) for name, value in scores.items()},
+        "value": metrics.plain(metrics.headline(every, results.headline_names(job.data))),
+        "metrics": {name: metrics.plain(value) for name, value in every.items()},
         "riders": riders,
     }
 
@@ -178,7 +201,7 @@ def _finish(task: Spec, job: trial.Job, figures: dict[str, Any], started: float)
         "seconds": round(time.monotonic() - started, 2),
         "precision": job.precision,
         "identity": task["identity"],
-        "files": {path.name: run.sha256(path) for path in sorted(folder.glob("predictions*.jsonl"))},
+        "files": {path.name: run.sha256(path) for path in sorted([*folder.glob("*.jsonl"), *folder.glob("*.npy")])},
     }
     run.write_json(folder / "result.json", result)
     value = "undefined" if result["value"] is None else f"{result['value']:.4f}"

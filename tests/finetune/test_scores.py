@@ -177,7 +177,7 @@ def test_groups_are_drawn_whole(name):
     part = scores.Part([name], examples, [predicted], "ab")
     share = metrics.score([name], examples, predicted, "ab")[name]
     expected = scipy.stats.binom.ppf([0.025, 0.975], 178, share) / 178
-    assert scores.interval([part], resamples=20_000) == pytest.approx(tuple(expected), abs=2 / 178)
+    assert scores.bounds(scores.resamples_of([part], resamples=20_000)) == pytest.approx(tuple(expected), abs=2 / 178)
 
 
 def test_paired_intervals_are_narrower_than_unpaired_ones():
@@ -187,13 +187,13 @@ def test_paired_intervals_are_narrower_than_unpaired_ones():
     other = np.where(generator.random(300) < 0.02, 1 - one, one)
     ours = [scores.Part(["accuracy"], classified(gold), [one], "ab")]
     theirs = [scores.Part(["accuracy"], classified(gold), [other], "ab")]
-    low, high = scores.difference(ours, theirs, resamples=4000)
+    low, high = scores.bounds(scores.resamples_of(ours, resamples=4000) - scores.resamples_of(theirs, resamples=4000))
     gain = (one == gold).astype(float) - (other == gold)
     half = 1.96 * gain.std() / math.sqrt(300)
     assert (low, high) == pytest.approx((gain.mean() - half, gain.mean() + half), abs=0.004)
-    alone = scores.interval(ours, resamples=4000)
+    alone = scores.bounds(scores.resamples_of(ours, resamples=4000))
     assert high - low < 0.5 * (alone[1] - alone[0])
-    assert scores.difference(ours, ours) == (0.0, 0.0)
+    assert not (scores.resamples_of(ours) - scores.resamples_of(ours)).any()
 
 
 def test_headline_interval_is_over_parts_seeds_and_metrics():
@@ -204,7 +204,7 @@ def test_headline_interval_is_over_parts_seeds_and_metrics():
         scores.Part(["accuracy", "f1"], examples, [right, wrong], "ab"),
         scores.Part(["accuracy", "f1"], examples[:10], [right[:10], right[:10]], "ab"),
     ]
-    assert scores.interval(parts) == (0.75, 0.75)
+    assert scores.bounds(scores.resamples_of(parts)) == (0.75, 0.75)
 
 
 def test_undefined_resamples_are_left_out():
@@ -218,4 +218,5 @@ def test_undefined_resamples_are_left_out():
     assert low <= high <= 1.0
     undefined = metrics.resampled("pearson", examples, np.ones(3), ())
     assert all(math.isnan(bound) for bound in scores.bootstrap(undefined, 3, seed=0))
-    assert all(math.isnan(bound) for bound in scores.interval([scores.Part(["mcc"], [], [np.zeros(0, int)], "ab")]))
+    nothing = scores.resamples_of([scores.Part(["mcc"], [], [np.zeros(0, int)], "ab")])
+    assert all(math.isnan(bound) for bound in scores.bounds(nothing))

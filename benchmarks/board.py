@@ -1,0 +1,67 @@
+"""What half an hour of pre-training is worth downstream: a board of small tasks, beside the same architecture untrained.
+
+The small tasks of GLUE and SuperGLUE fine-tuned from the encoder and from random weights (same recipe, same seeds,
+nothing chosen on any score) and BLiMP without training. Intervals: over seeds (Student's t of paired differences) and
+over examples (bootstrap). At most 6,000 training examples a task, MultiRC 1,500: scores are not leaderboard scores.
+
+  frugalbert run benchmarks/board_encoder.yaml          # the encoder: 30 minutes of Wikipedia on two cores
+  python benchmarks/board.py runs/board-encoder/pretrain/model --data ../shared/data
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+TASKS = "cola sst2 mrpc stsb rte wnli cb copa multirc superglue-rte axb axg wic wsc blimp".split()
+TINY = {name: {"epochs": 20.0} for name in ("wnli", "cb", "copa", "wsc")}
+RECIPE: dict[str, Any] = {
+    "learning_rate": 3e-4,
+    "batch_size": 32,
+    "epochs": 5.0,
+    "max_length": 128,
+    "max_train_examples": 6000,
+    "per_task": {**TINY, "multirc": {"max_train_examples": 1500, "max_length": 256}},
+}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a pre-trained encoder's directory")
+    parser.add_argument("--data", default=str(ROOT.parent / "shared" / "data"))
+    parser.add_argument("--work", default=str(ROOT / "evals" / "board"), help="continues where it stands")
+    parser.add_argument("--tasks", nargs="+", default=TASKS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "board.json"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    from throughput import environment, save
+
+    from frugalbert import config, run
+    from frugalbert.finetune import board
+
+    options = parse()
+    run.catch_signals()
+    settings = {**RECIPE, "tasks": tuple(options.tasks), "seeds": tuple(options.seeds), "data": options.data}
+    section = config.Finetune.model_validate(settings)
+    work = Path(options.work)
+    board.evaluate(options.model, section, work, config.Machine(threads=options.threads))
+    found = run.read_json(work / "board.json")
+    for pairs in found["blimp"].values():
+        pairs.pop("paradigms")
+    about = run.read_record(Path(options.model).parent) or {}
+    pretraining = {name: about.get(name) for name in ("section", "metrics", "seconds")}
+    what = (__doc__ or "").split("\n", 1)[0]
+    save(options.out, {"benchmark": what, "pretraining": pretraining, **found, "environment": environment()})
+
+
+if __name__ == "__main__":
+    main()
