@@ -152,11 +152,9 @@ def _key(row: Row) -> str:
     """What a row is held out by: its texts; of a multiple choice the passage alone, which several questions share."""
     if row.words:
         return digest("\x1e".join(row.words))
-    return (
-        digest(row.text)
-        if row.options and row.text
-        else digest(row.text, row.text_b or "\x1e".join(row.options) or None)
-    )
+    if row.options and row.text:
+        return digest(row.text)
+    return digest(row.text, row.text_b or "\x1e".join(row.options) or None)
 
 
 def _is_held(key: str, custom: config.Task) -> bool:

@@ -128,8 +128,7 @@ def test_options_in_one_column_and_a_question_that_they_complete(tmp_path):
 
 
 def test_questions_of_one_passage_are_held_out_together(tmp_path):
-    rows = [f"passage {number % 30},red,blue,{number % 2}" for number in range(90)]
-    (tmp_path / "train.csv").write_text("\n".join(("text,a,b,label", *rows)))
+    rows = [f"passage {number % 30},red,blue,{number // 30 % 2}" for number in range(90)]
     data = custom(
         tmp_path, "\n".join(("text,a,b,label", *rows)), type="multiple-choice", columns=OPTIONS, dev_share=0.3
     )

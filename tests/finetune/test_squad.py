@@ -84,6 +84,8 @@ def test_forms_of_answers_in_rows(tmp_path, answers):
 
 
 def test_plausible_answers_are_none(tmp_path):
+    data = custom(tmp_path, TRAIN, squad(question("a", "Who is red?", [("Birds", 2)], True)))
+    assert [(row.label, row.answers) for row in data.dev] == [(0, ())]
     data = custom(tmp_path, TRAIN, DEV)
     assert [row.answers for row in data.train] == [("Birds",), ()]
     assert [row.label for row in data.dev] == [0, 1]

@@ -108,6 +108,7 @@ def test_spans_of_the_real_files_are_the_words(shared_data):
 def test_a_span_by_index_then_by_text_then_by_index_alone(text, words, index, found, oddity):
     first, end, said = find_span(text, words, index, "f line 1")
     assert text[first:end] == found
+    assert not text[max(0, first - 1) : first].isalnum()
     expected = {"": "", "nearest": "the nearest occurrence was taken", "indexed": "the words at their index were taken"}
     assert said.endswith(expected[oddity])
     assert bool(said) == bool(oddity)
