@@ -179,6 +179,21 @@ def test_labels(tmp_path: Path):
     assert not {e.text for e in by["gold"]} & set(sources)
 
 
+def test_every_round_of_every_seed_draws_for_itself(tmp_path: Path):
+    drawn: list[tuple[float, ...]] = []
+    bench = Bench()
+
+    def transform(mistakes: list[Example], rng: np.random.Generator) -> list[Example]:
+        drawn.append(tuple(rng.random(3)))
+        return bench.transform(mistakes, rng)
+
+    for seed in (1, 2):
+        tools = replace(bench.tools, transform=transform)
+        agora.play(chosen(prune="worst", replay=1), SETS, THETAS, tools, tmp_path / str(seed), seed)
+    assert len(drawn) > 8
+    assert len(set(drawn)) == len(drawn)
+
+
 def test_replay_draws_again(tmp_path: Path):
     once, twice = (play(tmp_path / str(replay), max_rounds=2, replay=replay) for replay in (None, 2))
     assert [entry["replayed"] for entry in twice.rounds] == [False, True]
@@ -321,7 +336,7 @@ def test_by_hand(rule: str, left: list[str] | None):
 
 
 def test_nothing_in_common_drops_the_worst_alone():
-    thetas = [{"rate": rate} for rate in (1, 2, 3, 4)]
+    thetas = [{"rate": rate, "constant": 7} for rate in (1, 2, 3, 4)]
     assert survivors("lcs", thetas, [0.4, 0.1, 0.3, 0.2]) == [0, 2, 3]
 
 

@@ -109,6 +109,22 @@ def test_what_the_masked_model_is_asked(tiny: Path):
     assert transforms._guess(network, tokenizer, [(text.split(), [2])])[0].keys() == {2}
 
 
+def test_whole_words_of_other_tokenizers():
+    """Byte pairs and sentence pieces mark where words begin; a word is never drawn for itself."""
+
+    class Marked:
+        def get_vocab(self) -> dict[str, int]:
+            return {"Ġcat": 0, "dog": 1, "Ġa1": 2, "Ġ": 3}
+
+        def convert_tokens_to_string(self, pieces: list[str]) -> str:
+            return pieces[0].replace("Ġ", " ")
+
+    assert transforms._whole_words(Marked()) == {0: "cat"}
+    rng = np.random.default_rng(0)
+    assert {transforms._draw(["Cat", "cat", "dog", "cow"], "cat", rng) for _ in range(20)} == {"dog", "cow"}
+    assert transforms._draw(["CAT"], "cat", rng) == "cat"
+
+
 def test_several_take_turns(tmp_path: Path):
     made = build(["swap", "dropout"], 0.3, None, tmp_path)(texts(20), np.random.default_rng(0))
     rng = np.random.default_rng(0)
