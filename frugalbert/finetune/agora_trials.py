@@ -141,7 +141,7 @@ def _fit(
     run.write_json(file, lines)
     shared = {"job": job.data.task.name, "given": given, "model": job.source.name, "seed": seed * ROUNDS + number}
     shared |= {"train": str(file), "texts": run.fingerprint(lines), "precision": job.precision}
-    shared |= {"identity": trials.identity(job, FROM_AGORA, seed)}
+    shared |= {"identity": trials.identity(job, FROM_AGORA, shared["seed"])}
     tasks = [{**shared, "setting": theta, "slot": slot} for slot, theta in enumerate(thetas)]
     count = len(job.data.sets["select"])
     return [told or [math.nan] * count for told in students(tasks, place / "students.jsonl")]
@@ -152,6 +152,8 @@ def student(task: dict[str, Any], job: trial.Job) -> list[Any] | None:
     lines = run.read_json(task["train"])
     if run.fingerprint(lines) != task["texts"]:
         raise ValueError(f"{task['train']} changed while Agora ran; remove its folder and run again")
+    if trials.identity(job, FROM_AGORA, task["seed"]) != task["identity"]:
+        raise ValueError(f"the data or the model of {task['job']} changed while Agora ran, or differ between machines")
     job = trials.with_setting(grown(job, [Example(*line[:2], label=line[2]) for line in lines]), task["setting"])
     try:
         score = functools.partial(_selection, job)

@@ -130,8 +130,11 @@ def test_a_changed_file_of_examples_is_refused(folder: Path, tiny: Path, tmp_pat
     job = open_job(section(tiny), folder, tiny)
     (tmp_path / "train.json").write_text('[["a",null,1]]')
     task = {"train": str(tmp_path / "train.json"), "texts": "other", "setting": {}, "seed": 0}
-    with pytest.raises(ValueError, match="changed while Agora ran"):
+    with pytest.raises(ValueError, match="train.json changed while Agora ran"):
         agora_trials.student(task, job)
+    same_file = task | {"texts": run.fingerprint(run.read_json(tmp_path / "train.json"))}
+    with pytest.raises(ValueError, match="the data or the model of not changed"):
+        agora_trials.student({**same_file, "identity": "other", "job": "not"}, job)
 
 
 def test_the_teacher_speaks_by_name(folder: Path, tiny: Path):
