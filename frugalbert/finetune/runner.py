@@ -286,8 +286,11 @@ def make_job(data: Data, section: config.Finetune, source: models.Source, machin
 
 
 def hold_out(part: list[Example], share: float) -> tuple[list[Example], list[Example]]:
-    """(the rest, about `share` of the examples), by a hash of the texts; examples that are scored together stay so."""
-    keys = [int(digest("select", example.group or example.digest), 16) / 2**64 for example in part]
+    """(the rest, about `share` of the examples), by a hash of the texts; examples that are scored together stay so, and
+    the questions of one passage with options (RACE).
+    """
+    together = [example.text if example.options else example.group or example.digest for example in part]
+    keys = [int(digest("select", unit), 16) / 2**64 for unit in together]
     return (
         [example for example, key in zip(part, keys, strict=True) if key >= share],
         [example for example, key in zip(part, keys, strict=True) if key < share],

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from frugalbert import config
 from frugalbert.finetune import race
 from frugalbert.finetune.examples import load
+from frugalbert.finetune.runner import hold_out
 from frugalbert.finetune.tasks import Data, resolve
 from tests.finetune.golden.files import RACE
 from tests.finetune.test_superglue import JSON, mutate
@@ -77,6 +78,19 @@ def test_the_archive_is_the_directory(tmp_path, archive):
 )
 def test_the_option_completes_the_question(question, option, text):
     assert race.fill(question, option) == text
+
+
+def test_select_holds_out_whole_passages_of_both_parts(tmp_path):
+    """`group` says the part, which is half of the data, not what belongs together."""
+    contents = {**RACE}
+    for part in ("middle", "high"):
+        for number in range(40):
+            text = RACE[f"train/{part}/9.txt"].replace("old tree", f"tree {number}").replace("9.txt", f"{number}.txt")
+            contents[f"train/{part}/{number}.txt"] = text
+    train, held = hold_out(read("race", place(tmp_path, contents=contents)).train, 0.3)
+    assert {row.group for row in held} == {row.group for row in train} == {"middle", "high"}
+    assert not {row.text for row in held} & {row.text for row in train}
+    assert 0.1 < len(held) / len(held + train) < 0.5
 
 
 def member(name: str, content: bytes = b"{}", kind: bytes = tarfile.REGTYPE) -> bytes:
