@@ -280,6 +280,21 @@ def test_hidden_labels_of_the_hub_are_not_known(tmp_path, monkeypatch):
         load(TASKS["cb"], section("cb", data=str(tmp_path)), Path(), None)
 
 
+@pytest.mark.parametrize("name", ["boolq", "cb", "mnli", "mrpc", "squad2", "race", "record"])
+def test_a_column_that_the_hubs_form_lacks(tmp_path, monkeypatch, name):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    record, names = HUB[name]
+    missing = [column for column in record if column not in (*names, "idx", "title", "entity_spans", "answers")][-1]
+    other = {f"{column}s" if column == missing else column: value for column, value in record.items()}
+    hub_copy(name, tmp_path, other, names, ("train", "validation", "validation_matched", "validation_mismatched"))
+    with pytest.raises(ValueError, match=rf"train 0: .* needs .*{missing!r}") as caught:
+        load(TASKS[name], section(name, data=str(tmp_path)), Path(), None)
+    assert f"'{missing}s'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_broken_copy_is_one_sentence(tmp_path, monkeypatch):
     import datasets
 
