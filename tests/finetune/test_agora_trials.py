@@ -198,3 +198,23 @@ def test_train_texts_of_other_sets_are_left_out(folder: Path, tiny: Path):
     job = open_job(section(tiny), folder, tiny)
     data = replace(job.data, sets={**job.data.sets, "train": [*job.data.train, job.data.dev[0]]})
     assert agora_trials.split(data).train == job.data.train
+
+
+def test_numbers_and_pairs(folder: Path, tiny: Path, tmp_path: Path):
+    """A regression of pairs, without a teacher: new examples keep the number of the mistake."""
+    both = list(zip(sentences(60, 1), sentences(60, 2), strict=True))
+    lines = [f"{first},{second},{len(set(first.split()) & set(second.split()))}" for first, second in both]
+    for name, part in (("train", lines[:45]), ("dev", lines[45:])):
+        (folder / f"pairs-{name}.csv").write_text("\n".join(["text,other,label", *part]) + "\n")
+    task = {"name": "pairs", "type": "regression", "train": "pairs-train.csv", "dev": "pairs-dev.csv"}
+    task |= {"columns": {"text_b": "other"}}
+    light = {"labels": "gold", "teacher": None, "settings": {"learning_rate": [1e-3, 3e-3]}, "tolerance": 0.3}
+    job = open_job(section(tiny, tasks=[task], seeds=[0], epochs=1.0, agora=light), folder, tiny)
+    found, about = build(job, folder, tmp_path, students_of(job)[0])
+    (one,) = about["runs"]
+    assert found[0]["value"] is not None
+    assert one["teacher_accuracy"] is None
+    assert one["rounds"][0]["added"] > 0
+    new = json.loads((tmp_path / "agora" / "pairs" / "seed0" / "train-2.json").read_text())[len(job.data.train) :]
+    assert {line[2] for line in new} <= {example.label for example in job.data.sets["select"]}
+    assert all(line[1] for line in new)
