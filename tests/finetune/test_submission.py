@@ -451,6 +451,14 @@ def test_other_files_are_no_zips(tmp_path):
         submission.check(tmp_path / "a.zip", "gleu")
 
 
+@pytest.mark.usefixtures("small")
+def test_one_damaged_member_hides_no_other():
+    data = packed([("CoLA.tsv", TSV.encode()), ("SST-2.tsv", TSV.encode() + b"4\t1\n")])
+    problems = check_zip(data.replace(TSV.encode(), TSV.encode()[:-2] + b"9\n", 1), "glue", partial=True)
+    assert problems[0].startswith("CoLA.tsv: cannot be read (BadZipFile: Bad CRC-32")
+    assert problems[1:] == ["SST-2.tsv: has 5 rows, not 4", "SST-2.tsv: there is no index 4; they are 0 to 3"]
+
+
 def test_a_bomb_is_not_unpacked(monkeypatch):
     monkeypatch.setattr(submission_forms, "MOST_BYTES", 1000)
     data = submission.zipped({"WNLI.tsv": b"0" * 1001})
