@@ -113,6 +113,8 @@ def teacher(job: trial.Job, name: str) -> Callable[[list[Example]], list[Any]]:
     except ValueError as error:
         raise ValueError(str(error).replace("finetune.model", "finetune.agora.teacher")) from None
     order = models.label_order(source, job.data)
+    if order:
+        run.say(f"Agora: {name} has its classes in another order than {job.data.task.title}; mapped by name")
     network = models.build(source, job.data, models.AS_IT_IS, 0.0, 0).to(job.device)
 
     def teach(examples: list[Example]) -> list[Any]:
