@@ -1,4 +1,4 @@
-"""What half an hour of pre-training is worth downstream: a board of small tasks, beside the same architecture untrained.
+"""What half an hour of pre-training is worth downstream: small tasks, beside the same architecture untrained.
 
 The small tasks of GLUE and SuperGLUE fine-tuned from the encoder and from random weights (same recipe, same seeds,
 nothing chosen on any score) and BLiMP without training. Intervals: over seeds (Student's t of paired differences) and

@@ -79,7 +79,7 @@ def evaluate(
         found = [output * scale[1] + scale[0] for output in found]
     extra: dict[str, list[Any]] = {}
     if features.kind == "question-answering":
-        empty = any(example.label == 0 for example in job.data.train)
+        empty = any(example.label == 0 for example in job.data.sets.get("train", job.data.dev))
         predicted, extra["null_odds"] = heads.answers(found, features, examples, job.settings.max_answer_length, empty)
     else:
         predicted = heads.decide(features.kind, found, features, examples, task.limits)

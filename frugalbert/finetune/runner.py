@@ -266,9 +266,6 @@ def _started(job: trial.Job, init: str, out: Path) -> trial.Job:
 def make_job(data: Data, section: config.Finetune, source: models.Source, machine: config.Machine) -> trial.Job:
     """A task with its own settings, its split and its token ids."""
     settings = own_settings(section, data)
-    if settings.max_train_examples != section.max_train_examples and "train" in data.sets:
-        train = examples.limit(data.train, settings.max_train_examples)
-        data = replace(data, sets={**data.sets, "train": train})
     if section.train and settings.select == "train":
         train, held = hold_out(data.train, settings.select_share)
         data = replace(data, sets={**data.sets, "train": train, "select": held})
@@ -304,8 +301,7 @@ def own_settings(section: config.Finetune, data: Data) -> config.Finetune:
     settings = section.model_copy(update=given)
     if settings.epochs == "auto":
         sizes = ((1000, 20.0), (5000, 10.0), (50_000, 5.0), (math.inf, 3.0))
-        number = min(len(data.sets.get("train", ())), settings.max_train_examples or len(data.train))
-        epochs = next(epochs for most, epochs in sizes if number < most)
+        epochs = next(epochs for most, epochs in sizes if len(data.train) < most)
         settings = settings.model_copy(update={"epochs": epochs})
     return settings
 

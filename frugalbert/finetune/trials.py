@@ -93,6 +93,8 @@ def one(task: Spec, job: trial.Job, report: trial.Report) -> dict[str, Any]:
         run.say(str(error))  # of a sweep, this setting has lost
         return _finish(task, job, {"value": None, "metrics": {}, "riders": {}, "selection": None}, started)
     order = models.label_order(job.source, job.data) if init == models.AS_IT_IS else None
+    if order:
+        run.say(f"{job.source.name} has its classes in another order than {job.data.task.title}; mapped by name")
     found = {name: results.evaluate(job, name, model, order) for name in _evaluated(job, task["keep"])}
     if task["keep"]:
         _keep(task, job, model, found)
