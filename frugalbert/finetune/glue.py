@@ -49,7 +49,7 @@ COLA = ["source", "label", "mark", "sentence"]
 
 def patterns(task: Task) -> tuple[str, ...]:
     """What the files of a task are called."""
-    return ("*.tsv", "msr_paraphrase_train.txt") if task.name == "mrpc" else ("*.tsv",)
+    return {"mrpc": ("*.tsv", "msr_paraphrase_train.txt"), "ax": ("diagnostic.tsv",)}.get(task.name, ("*.tsv",))
 
 
 def read(task: Task, source: Path | str, split: str, notes: list[str]) -> Iterator[tuple[str, Example]]:

@@ -89,7 +89,8 @@ def hub_records(task: Task, source: str, split: str) -> Iterator[tuple[str, dict
     names = {
         column: feature.names for column, feature in part.features.items() if isinstance(feature, datasets.ClassLabel)
     }
-    for number, record in enumerate(part):
+    for number, row in enumerate(part):
+        record = dict(row)
         for column, classes in names.items():
             value = record[column]
             record[column] = None if value is None or value < 0 else classes[value]

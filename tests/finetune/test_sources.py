@@ -57,6 +57,9 @@ def test_a_folder_without_the_files_is_passed_over(tmp_path):
     for name in ("BoolQ", "deeper/boolq"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "deeper" / "boolq" / "val.jsonl").touch()
+    files.write(tmp_path / "glue")
+    (tmp_path / "glue" / "glue" / "AX").rename(tmp_path / "glue" / "glue" / "diagnostic")
+    assert find("ax", tmp_path / "glue") == tmp_path / "glue" / "glue" / "diagnostic"  # not MNLI, which comes first
     assert find("boolq", tmp_path) == tmp_path / "deeper" / "boolq"
 
 
@@ -90,7 +93,7 @@ def test_a_task_asked_for_by_name_may_not_be_absent(official, tmp_path):
     with pytest.raises(Absent, match="no folder RTE"):
         load_all(section("glue", "rte", data=str(tmp_path)), Path(), None)
     (tmp_path / "MNLI").symlink_to(official / "glue" / "MNLI")
-    with pytest.raises(Absent, match=r"MNLI has no diagnostic.tsv"):
+    with pytest.raises(Absent, match=r"no folder AX with diagnostic.tsv"):
         load_all(section("mnli", "ax", data=str(tmp_path)), Path(), None)
 
 
