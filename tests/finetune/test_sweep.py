@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -288,3 +292,60 @@ def test_the_table_is_ranked_and_says_how_many_were_tried(capsys):
     assert "[bold]RTE" in text
     assert "3 settings, 9 trials (3 diverged or undefined), chosen by the mean over seeds on 277 examples" in text
     assert "one accuracy on 277 examples has a standard error of up to 0.030" in text
+
+
+# ---- kills ----------------------------------------------------------------------------------------------------------
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+from frugalbert import config, fanout
+from frugalbert.finetune import sweep
+from tests.finetune.test_sweep import BASE, mortal
+
+def main():
+    folder = Path(sys.argv[1])
+    def evaluate(pairs):
+        tasks = [{"setting": setting, "seed": seed, "folder": str(folder)} for setting, seed in pairs]
+        return fanout.run_tasks(mortal, tasks, journal=folder / "journal", workers=2)
+    section = config.Sweep(method="random", learning_rate="1e-5..1e-3", trials=5)
+    found = sweep.run(section, BASE, (0, 1), 1000, evaluate)
+    (folder / "outcome.json").write_text(json.dumps(found.as_json()))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def mortal(task):
+    """A trial whose process kills itself once, at the first trial with seed 1, and waits once while a mark is there."""
+    folder = Path(task["folder"])
+    if task["seed"] == 1 and not (folder / "killed").exists():
+        (folder / "killed").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    while (folder / "wait").exists() and (folder / "journal").read_bytes().count(b"\n") >= 4:
+        time.sleep(0.02)
+    return quadratic(task["setting"], task["seed"])
+
+
+def test_a_killed_worker_and_a_killed_driver_lose_and_repeat_nothing(tmp_path: Path, root: Path):
+    (tmp_path / "driver.py").write_text(DRIVER)
+    command = [sys.executable, str(tmp_path / "driver.py"), str(tmp_path)]
+    places = {"cwd": root, "env": {**os.environ, "PYTHONPATH": str(root)}}
+    (tmp_path / "wait").touch()
+    driver = subprocess.Popen(command, **places)
+    while not (tmp_path / "journal").exists() or (tmp_path / "journal").read_bytes().count(b"\n") < 4:
+        assert driver.poll() is None
+        time.sleep(0.02)
+    driver.kill()
+    driver.wait()
+    (tmp_path / "wait").unlink()
+    assert (tmp_path / "killed").exists()
+    assert not (tmp_path / "outcome.json").exists()
+    subprocess.run(command, **places, check=True)
+    section = sweeping(method="random", learning_rate="1e-5..1e-3", trials=5)
+    expected = sweep.run(section, BASE, (0, 1), 1000, Asked())
+    assert json.loads((tmp_path / "outcome.json").read_text()) == json.loads(json.dumps(expected.as_json()))
+    with fanout.Journal(tmp_path / "journal") as journal:
+        keys = [entry["key"] for entry in journal.entries]
+    assert len(keys) == len(set(keys)) == expected.num_trials == 10
