@@ -1,16 +1,19 @@
 """Sweeps whose workers and drivers are killed: is every trial in the results exactly once, with the right value?
 
-A real sweep of the stage `finetune` (TPE, a one-layer BERT, a made-up task) with two workers, as a pool of processes
-and on a Dask cluster. Workers, or the driver, die by SIGKILL at random moments; a driver is started again. Afterwards
-the results, and every trial's predictions, must be those of a sweep in one process that nobody disturbed, bit for bit.
+A real sweep (TPE) with two workers, as a pool of processes and on a Dask cluster. Workers, or the driver, die by SIGKILL
+at random moments; a driver is started again. Afterwards the results must be those of a sweep in one process that nobody
+disturbed, bit for bit. Through the stage `finetune` trials fine-tune a BERT of one layer, and their predictions are
+compared as well; through `sweep` and `fanout` alone they train a logistic regression, so that a process starts in a
+second instead of ten and there is more to kill.
 
-    python benchmarks/sweep_kills.py --kills 10
+    python benchmarks/sweep_kills.py --kills 10 --through stage,fanout
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -23,12 +26,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
 from frugalbert import run  # noqa: E402
+from frugalbert.fanout import Journal, run_tasks  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "sweep_kills.json"
 SEEDS, TRIALS, AT_ONCE = 2, 6, 3
+PAUSE = 1.0  # seconds
 KILLS_PER_SWEEP = 3  # a task that was under way in more breakdowns counts as their cause
 WORDS = "red green blue cat dog bird fish runs sleeps eats sings the a very not big small old new".split()
 
@@ -67,29 +72,74 @@ def make_inputs(folder: Path) -> None:
 
 
 def drive(folder: Path, out: Path, workers: int, scheduler: str | None) -> None:
-    """The stage, in this process."""
+    """The sweep, in this process; `folder` has the inputs of the stage, or none."""
     from frugalbert.config import Finetune, Machine, Sweep, Task
+    from frugalbert.finetune import sweep
+
+    tried = Sweep(method="tpe", trials=TRIALS, at_once=AT_ONCE, learning_rate="1e-4..1e-1", batch_size=(8, 16))
+    out.mkdir(exist_ok=True)
+    if not (folder / "model").exists():
+        import sweep_kills  # by this name workers find it
+
+        def evaluate(pairs: list[Any]) -> list[float | None]:
+            tasks = [{"setting": setting, "seed": seed} for setting, seed in pairs]
+            places: dict[str, Any] = {"journal": out / "journal", "workers": workers, "scheduler": scheduler}
+            return run_tasks(sweep_kills.train, tasks, **places)
+
+        base = dict.fromkeys(sweep.AXES, 1.0)
+        run.write_json(out / "sweep.json", sweep.run(tried, base, range(SEEDS), 0, evaluate).as_json())
+        return
     from frugalbert.finetune.runner import build
 
-    sweep = Sweep(method="tpe", trials=TRIALS, at_once=AT_ONCE, learning_rate="1e-4..1e-1", batch_size=(8, 16))
     section = Finetune(
         tasks=(Task(name="animals", train="texts.jsonl"),), model="model", epochs=6.0, precision="fp32", select="train",
-        seeds=tuple(range(SEEDS)), random_baseline=False, sweep=sweep, max_length=16,
+        seeds=tuple(range(SEEDS)), random_baseline=False, sweep=tried, max_length=16,
     )  # fmt: skip
-    out.mkdir(exist_ok=True)
     build(section, {"yaml": folder}, out, Machine(device="cpu", threads=1, workers=workers, scheduler=scheduler))
 
 
+def train(task: dict[str, Any]) -> float:
+    """A logistic regression by SGD on made-up data of the seed; accuracy on fresh data."""
+    import numpy as np
+
+    generator = np.random.default_rng(task["seed"])
+    truth = generator.standard_normal(40)
+    x = generator.standard_normal((2200, 40))
+    y = (x @ truth + generator.standard_normal(2200) > 0).astype(float)
+    weights, size = np.zeros(40), task["setting"]["batch_size"]
+    for step in range(15_000):
+        rows = slice(step * size % 200, step * size % 200 + size)
+        weights -= (
+            task["setting"]["learning_rate"] * x[rows].T @ (1 / (1 + np.exp(-x[rows] @ weights)) - y[rows]) / size
+        )
+    return float(((x[200:] @ weights > 0) == y[200:]).mean())
+
+
+def finished_of(out: Path) -> int:
+    """Trials that are done."""
+    if (out / "journal").exists():
+        return (out / "journal").read_bytes().count(b"\n")
+    return len(list(out.glob("animals/*/result.json")))
+
+
 def outcome(out: Path) -> tuple[list[Any], dict[str, Any]]:
-    """What the results say of every trial, in order, and the predictions' hashes of every trial on disk."""
-    (row,) = run.read_json(out / "results.json")
+    """What the results say of every trial, in order, and what is on disk of every trial (hashes of predictions)."""
+    if (out / "sweep.json").exists():
+        found, values = run.read_json(out / "sweep.json"), []
+        with Journal(out / "journal") as journal:
+            entries = [(entry["key"], entry["result"]) for entry in journal.entries]
+        assert len(dict(entries)) == len(entries), "a trial is in the journal twice"
+        on_disk = dict(entries)
+    else:
+        (row,) = run.read_json(out / "results.json")
+        found, values = row["sweep"], row["values"]
+        on_disk = {path.parent.name: run.read_json(path)["files"] for path in out.glob("animals/*/result.json")}
     trials = [
         [entry["setting"], seed, value]
-        for entry in row["sweep"]["rows"]
+        for entry in found["rows"]
         for seed, value in zip(entry["seeds"], entry["values"], strict=True)
     ]
-    on_disk = {path.parent.name: run.read_json(path)["files"] for path in out.glob("animals/*/result.json")}
-    return [trials, row["sweep"]["best"], row["values"]], on_disk
+    return [trials, found["best"], values], on_disk
 
 
 # ---- killing --------------------------------------------------------------------------------------------------------
@@ -115,7 +165,7 @@ def children(pid: int) -> list[int]:
 def disturb(folder: Path, out: Path, who: str, cluster: Any, chance: random.Random) -> list[int]:
     """One sweep to its end; returns after how many finished trials each kill came.
 
-    A kill is due when a random number of trials has finished, and up to two seconds later, so that it also meets what
+    A kill is due when a random number of trials has finished, and up to a second later, so that it also meets what
     is being started, trained and written.
     """
     scheduler = cluster.scheduler_address if cluster else None
@@ -123,11 +173,11 @@ def disturb(folder: Path, out: Path, who: str, cluster: Any, chance: random.Rand
     kills: list[int] = []
     driver = start(folder, out, scheduler)
     while driver.poll() is None:
-        finished = len(list(out.glob("animals/*/result.json")))
+        finished = finished_of(out)
         if not dues or finished < dues[0]:
             time.sleep(0.02)
             continue
-        time.sleep(2 * chance.random())
+        time.sleep(PAUSE * chance.random())
         victims = [driver.pid] if who == "driver" else _workers(driver.pid, cluster)
         if not victims or driver.poll() is not None:
             continue
@@ -162,14 +212,14 @@ def dask_cluster() -> Iterator[Any]:
         yield cluster
 
 
-def scenario(work: Path, folder: Path, where: str, who: str, kills: int, expected: Any) -> dict[str, Any]:
+def scenario(folder: Path, where: str, who: str, kills: int, expected: Any) -> dict[str, Any]:
     """Sweeps until there were `kills` kills; every one of them must end as if nothing had happened."""
     found: list[int] = []
     sweeps = 0
     began = time.monotonic()
     with dask_cluster() if where == "dask" else contextlib.nullcontext() as cluster:
         while len(found) < kills:
-            out = work / f"{where}-{who}-{sweeps}"
+            out = folder.with_name(f"{folder.name}-{where}-{who}-{sweeps}")
             found += disturb(folder, out, who, cluster, random.Random(f"{where} {who} {sweeps}"))
             told = outcome(out)
             if told != expected:
@@ -177,11 +227,11 @@ def scenario(work: Path, folder: Path, where: str, who: str, kills: int, expecte
             if list(out.rglob(".tmp-*")):
                 raise RuntimeError(f"{out}: something half-written is left")
             sweeps += 1
-            print(f"{where}, {who}: {sweeps} sweeps, {len(found)} kills", file=sys.stderr, flush=True)
+            print(f"{folder.name}, {where}, {who}: {sweeps} sweeps, {len(found)} kills", file=sys.stderr, flush=True)
     return {
-        "where": where, "killed": who, "sweeps": sweeps, "kills": len(found), "kills_after_trials": found,
-        "trials_in_results": sweeps * len(expected[0][0]), "trials_lost": 0, "trials_twice": 0, "values_differ": 0,
-        "seconds": round(time.monotonic() - began),
+        "through": folder.name, "where": where, "killed": who, "sweeps": sweeps, "kills": len(found),
+        "kills_after_trials": found, "trials_in_results": sweeps * len(expected[0][0]), "trials_lost": 0,
+        "trials_twice": 0, "values_differ": 0, "seconds": round(time.monotonic() - began),
     }  # fmt: skip
 
 
@@ -189,28 +239,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--where", default="pool,dask")
+    parser.add_argument("--through", default="stage,fanout")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--drive", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     if given.drive:
         folder, out, scheduler = given.drive
-        alone = scheduler == "alone"
-        drive(Path(folder), Path(out), 1 if alone else 2, None if scheduler in ("none", "alone") else scheduler)
+        drive(Path(folder), Path(out), 2, None if scheduler == "none" else scheduler)
         return
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        folder = work / "inputs"
-        folder.mkdir()
-        make_inputs(folder)
-        drive(folder, work / "alone", 1, None)
-        expected = outcome(work / "alone")
-        pairs = [json.dumps(trial[:2], sort_keys=True) for trial in expected[0][0]]
-        assert len(set(pairs)) == len(pairs) == len(expected[1]) == SEEDS * TRIALS
-        for where in given.where.split(","):
-            for who in ("worker", "driver"):
-                rows.append(scenario(work, folder, where, who, given.kills, expected))
+    with tempfile.TemporaryDirectory() as work:
+        for through in given.through.split(","):
+            folder = Path(work) / through
+            folder.mkdir()
+            if through == "stage":
+                make_inputs(folder)
+            drive(folder, Path(work) / f"{through}-alone", 1, None)
+            expected = outcome(Path(work) / f"{through}-alone")
+            pairs = [json.dumps(trial[:2], sort_keys=True) for trial in expected[0][0]]
+            assert len(set(pairs)) == len(pairs) == len(expected[1]) == SEEDS * TRIALS
+            for where, who in itertools.product(given.where.split(","), ("worker", "driver")):
+                rows.append(scenario(folder, where, who, given.kills, expected))
                 run.write_json(given.out, {"versions": run.versions(), "workers": 2, "method": "tpe",
                                "trials_per_sweep": SEEDS * TRIALS, "scenarios": rows})  # fmt: skip
     print(json.dumps(rows, indent=1))

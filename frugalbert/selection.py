@@ -281,7 +281,7 @@ def finetuned(task: dict[str, Any]) -> float | None:
     out.mkdir(exist_ok=True)
     machine = Machine.model_validate(task["machine"])
     runner.build(section, {**inputs, "pretrain": folder / "pretrain"}, out, machine)
-    found = [row["mean"] for row in run.read_json(out / "results.json")]
+    found = [row["mean"] for row in run.read_json(out / "results.json") if row["task"] == row["carrier"]]
     shutil.rmtree(folder)
     return None if None in found else 1.0 - sum(found) / len(found)
 

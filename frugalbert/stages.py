@@ -77,7 +77,8 @@ def _supernet_paths(section: Supernet) -> list[str]:
 
 
 def _finetune_paths(section: Finetune) -> list[str]:
-    custom = [path for task in section.tasks if isinstance(task, Task) for path in (task.train, task.dev) if path]
+    tasks = [task for task in section.tasks if isinstance(task, Task)]
+    custom = [path for task in tasks for path in (task.train, task.dev, task.test) if path]
     return [*custom, *filter(None, [section.data, section.model])]
 
 

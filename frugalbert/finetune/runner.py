@@ -23,7 +23,7 @@ from frugalbert import config, dist, run
 from frugalbert.fanout import run_tasks
 from frugalbert.finetune import blimp, examples, models, results, sweep, trial, trials
 from frugalbert.finetune.features import Lengths, encode
-from frugalbert.finetune.tasks import Data, Example, digest, resolve
+from frugalbert.finetune.tasks import Data, Example, Task, digest, resolve
 
 TRIALS = "trials.jsonl"
 """What one call has finished, while it lasts; the folders of the trials are the truth."""
@@ -267,7 +267,7 @@ def make_job(data: Data, section: config.Finetune, source: models.Source, machin
     """A task with its own settings, its split and its token ids."""
     settings = own_settings(section, data)
     if section.train and settings.select == "train":
-        train, held = hold_out(data.train, settings.select_share)
+        train, held = hold_out(data.task, data.train, settings.select_share)
         data = replace(data, sets={**data.sets, "train": train, "select": held})
     if not section.train:
         data = replace(data, sets={name: part for name, part in data.sets.items() if name != "train"})
@@ -282,12 +282,13 @@ def make_job(data: Data, section: config.Finetune, source: models.Source, machin
     return trial.Job(data, features, settings, source, device, precision, micro, trials.digest_of(data))
 
 
-def hold_out(part: list[Example], share: float) -> tuple[list[Example], list[Example]]:
-    """(the rest, about `share` of the examples), by a hash of the texts; examples that are scored together stay so, and
-    the questions of one passage with options (RACE).
-    """
-    together = [example.text if example.options else example.group or example.digest for example in part]
-    keys = [int(digest("select", unit), 16) / 2**64 for unit in together]
+def hold_out(task: Task, part: list[Example], share: float) -> tuple[list[Example], list[Example]]:
+    """(the rest, about `share` of the examples), by a hash of the texts; all questions of one passage stay together."""
+    if task.type == "question-answering" or task.cut == "second":
+        units = [example.text_b or "" for example in part]
+    else:
+        units = [example.text if task.cut == "first" else example.digest for example in part]
+    keys = [int(digest("select", unit), 16) / 2**64 for unit in units]
     return (
         [example for example, key in zip(part, keys, strict=True) if key >= share],
         [example for example, key in zip(part, keys, strict=True) if key < share],

@@ -191,10 +191,10 @@ def _finish(model: Any, folder: Path, tokenizers: list[Path]) -> int:
 
 def _task_cost(task: str, source: Path, inputs: dict[str, Path], out: Path) -> dict[str, Any] | None:
     """What int8 costs the fine-tuned model of one task on its development examples; None if their texts are gone."""
-    examples = quality.task_examples(inputs["finetune"], task)
+    model = load_model(source)
+    examples = quality.task_examples(inputs["finetune"], task) if quality.has_metric(model) else []
     if not examples:
         return None
-    model = load_model(source)
     ready = out / "tasks" / task / "onnx-int8" / "model.onnx"
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=out) as folder:
         if not ready.is_file():

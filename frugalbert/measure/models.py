@@ -38,6 +38,10 @@ HEADS = {
 """Ending of a class name in `architectures` -> the Auto class of transformers that loads it."""
 
 
+SERVED = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+"""Heads that are deployed with their encoder."""
+
+
 def read_model_config(path: Path) -> dict[str, Any]:
     """The `config.json` of a model directory. Raises ValueError with one sentence if the directory is none."""
     if not path.is_dir():
@@ -153,5 +157,5 @@ def max_length(config: Any) -> int | None:
 
 
 def load_for_serving(path: Path) -> Any:
-    """What one deploys: a sequence classifier whole, any other model as its encoder."""
-    return load_model(path, encoder_only=head_of(read_model_config(path)) != "ForSequenceClassification")
+    """What one deploys: a model for a task whole, any other as its encoder."""
+    return load_model(path, encoder_only=head_of(read_model_config(path)) not in SERVED)

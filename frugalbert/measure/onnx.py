@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from frugalbert.measure.models import max_length
+from frugalbert.measure.models import SERVED, max_length
 from frugalbert.measure.session import feed, open_session, require_onnx
 from frugalbert.progress import quiet
 
@@ -40,16 +40,19 @@ class _OneOutput(torch.nn.Module):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, **types)[self.output]
+        found = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
+        if "start_logits" in found:
+            return torch.stack((found.start_logits, found.end_logits), -1)
+        return found[self.output]
 
 
 def output_of(model: Any) -> str:
-    """Name of what the graph of this model gives."""
-    return "logits" if type(model).__name__.endswith("ForSequenceClassification") else "last_hidden_state"
+    """Name of what the graph of this model gives; of a question answerer `logits` (batch, sequence, start and end)."""
+    return "logits" if type(model).__name__.endswith(SERVED) else "last_hidden_state"
 
 
 def serving_part(model: Any) -> Any:
-    """What one deploys: a sequence classifier whole, any other model without its head."""
+    """What one deploys: a model for a task whole, any other without its head."""
     return model if output_of(model) == "logits" else model.base_model
 
 
@@ -82,7 +85,7 @@ def parity_batches(model: Any) -> list[dict[str, torch.Tensor]]:
 
 
 def export_onnx(model: Any, path: Path) -> None:
-    """Write `model` (an encoder, or a sequence classifier) to `path`; large weights go to `path`.data beside it."""
+    """Write `model` (an encoder, or one with a task's head) to `path`; large weights go to `path`.data beside it."""
     require_onnx()
     example = make_batch(model, (2, min(9, max_length(model.config) or 9)))
     axes = {0: "batch", 1: "sequence"}
@@ -138,11 +141,11 @@ def quantize(source: Path, path: Path) -> None:
 
 
 def outputs_of(model: Any, session: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What PyTorch and ONNX Runtime give for one batch: (tokens, hidden) without padding, or (batch, labels)."""
+    """What PyTorch and ONNX Runtime give for one batch: (tokens, …) without padding, or (batch, labels)."""
     with torch.inference_mode():
         expected = _OneOutput(model, output_of(model))(*inputs.values())
     got = torch.from_numpy(session.run([output_of(model)], feed(session, inputs))[0])
-    if output_of(model) == "logits":
+    if expected.ndim == 2:
         return expected, got
     valid_BT = inputs["attention_mask"].bool()
     return expected[valid_BT], got[valid_BT]

@@ -115,6 +115,12 @@ def _head(model: Any, hidden_PD: torch.Tensor) -> torch.Tensor:
 # ---- fine-tuned models ----------------------------------------------------------------------------------------------
 
 
+def has_metric(model: Any) -> bool:
+    """Whether `task_cost` can measure it: classes, labels or a number for a text (not options, words or answers)."""
+    kinds = ("single_label_classification", "multi_label_classification", "regression")
+    return type(model).__name__.endswith("ForSequenceClassification") and model.config.problem_type in kinds
+
+
 def task_examples(finetune: Path, task: str) -> list[dict[str, Any]]:
     """Up to 512 of a task's development examples, evenly from all that the stage `finetune` kept; [] if it kept none.
 
@@ -122,7 +128,9 @@ def task_examples(finetune: Path, task: str) -> list[dict[str, Any]]:
     damaged file.
     """
     tokens = finetune / task / "dev-tokens.jsonl"
-    answers = sorted((finetune / task).glob("pretrained-seed*/predictions.jsonl"))
+    about = finetune / task / "model.json"
+    kept = run.read_json(about)["trial"] if about.is_file() else "pretrained-seed0"
+    answers = sorted((finetune / task).glob(f"{kept}/predictions.jsonl"))
     if not tokens.is_file() or not answers:
         return []
     rows, golds = (path.read_text(encoding="utf-8").splitlines() for path in (tokens, answers[0]))

@@ -87,7 +87,8 @@ def test_select_holds_out_whole_passages_of_both_parts(tmp_path):
         for number in range(40):
             text = RACE[f"train/{part}/9.txt"].replace("old tree", f"tree {number}").replace("9.txt", f"{number}.txt")
             contents[f"train/{part}/{number}.txt"] = text
-    train, held = hold_out(read("race", place(tmp_path, contents=contents)).train, 0.3)
+    data = read("race", place(tmp_path, contents=contents))
+    train, held = hold_out(data.task, data.train, 0.3)
     assert {row.group for row in held} == {row.group for row in train} == {"middle", "high"}
     assert not {row.text for row in held} & {row.text for row in train}
     assert 0.1 < len(held) / len(held + train) < 0.5

@@ -14,7 +14,7 @@ from onnx import helper
 
 from frugalbert.measure import onnx, session
 from frugalbert.measure.models import load_model
-from frugalbert.model import patterns
+from frugalbert.model import modeling, patterns
 from frugalbert.model.arch import Arch
 from frugalbert.model.configuration import FrugalConfig
 from frugalbert.model.modeling import FrugalModel
@@ -157,3 +157,14 @@ def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         onnx.export_onnx(our_model("modern 1x32 heads=2 ffn=64"), tmp_path / "model.onnx")
     with pytest.raises(ValueError, match=r"frugalbert\[onnx\]"):
         session.open_session(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("head", ["ForTokenClassification", "ForQuestionAnswering"])
+def test_heads_with_an_output_for_every_token(head: str, tmp_path: Path):
+    model = spread_out(getattr(modeling, f"Frugal{head}")(FrugalConfig.from_arch(Arch.parse(ARCHS["modern"]), 256)))
+    onnx.export_onnx(model, tmp_path / "model.onnx")
+    assert onnx.check_parity(model, tmp_path / "model.onnx") < 2e-5
+    batch = onnx.make_batch(model, (2, 9))
+    expected, got = onnx.outputs_of(model, session.open_session(tmp_path / "model.onnx"), batch)
+    assert expected.shape == got.shape == (int(batch["attention_mask"].sum()), 2)
+    assert len(expected.round(decimals=4).unique(dim=0)) > 2
