@@ -268,6 +268,11 @@ def test_majority_of_every_type():
 
     two = labelled(0, 0)
     assert metrics.majority("classification", labelled(2, 0, 2), two, "abc").tolist() == [2, 2]
+    assert metrics.majority("classification", [], labelled(1, 0, 1), "ab").tolist() == [
+        1,
+        1,
+        1,
+    ]  # nothing to learn from
     assert metrics.majority("regression", labelled(1.0, 2.0), two, ()).tolist() == [1.5, 1.5]
     assert metrics.majority("multilabel", labelled((0,), (0, 1), (2,)), two, "abc").tolist() == [[1, 0, 0]] * 2
     options = labelled(0, 0, options=("a", "b", "c")) + labelled(0, options=("a", "b"))
