@@ -1,10 +1,10 @@
 """Sweeps whose workers and drivers are killed: is every trial in the results exactly once, with the right value?
 
 A real sweep (TPE) with two workers, as a pool of processes and on a Dask cluster. Workers, or the driver, die by
-SIGKILL at random moments; a driver is started again. Afterwards the results must be those of a sweep in one process that
-nobody disturbed, bit for bit. Through the stage `finetune` trials fine-tune a BERT of one layer, and their predictions
-are compared as well; through `sweep` and `fanout` alone they train a logistic regression, so that a process starts in a
-second instead of ten and there is more to kill.
+SIGKILL at random moments; a driver is started again. Afterwards the results must be those of a sweep in one process
+that nobody disturbed, bit for bit. Through the stage `finetune` trials fine-tune a BERT of one layer, and their
+predictions are compared as well; through `sweep` and `fanout` alone they train a logistic regression, so that a process
+starts in a second instead of ten and there is more to kill.
 
     python benchmarks/sweep_kills.py --kills 10 --through stage,fanout
 """

@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -242,8 +242,9 @@ def _arrays(path: Path, names: tuple[str, ...], found: Collected) -> dict[str, A
         return {}
 
 
-def read_lines(path: Path, found: Collected) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file. A torn last line is normal (the run may be writing); others are reported."""
+def read_lines(path: Path, found: Collected, tidy: Callable[[Any], Any] = cleaned) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file, each after `tidy`. A torn last line is normal (the run may be writing); others
+    are reported."""
     bad: list[int] = []
     torn, number = False, 0
     try:
@@ -252,7 +253,7 @@ def read_lines(path: Path, found: Collected) -> Iterator[dict[str, Any]]:
                 torn = not line.endswith(b"\n")
                 check = JOURNAL_CHECK.match(line)
                 try:
-                    row = cleaned(json.loads(line[check.end() :] if check else line))
+                    row = tidy(json.loads(line[check.end() :] if check else line))
                 except (ValueError, RecursionError):
                     row = None
                 if isinstance(row, dict):

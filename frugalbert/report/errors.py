@@ -7,6 +7,7 @@ hold is shown as text.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -54,7 +55,8 @@ def read(folder: Path, results: Sequence[dict[str, Any]], found: Collected) -> l
     tasks: list[Predictions] = []
     for place in sorted(path for path in folder.glob("*") if path.is_dir()):
         seeds = [
-            list(itertools.islice(read_lines(file, found), MOST_RECORDS)) for file in _files(place, found)[:MOST_SEEDS]
+            list(itertools.islice(read_lines(file, found, _slim), MOST_RECORDS))
+            for file in _files(place, found)[:MOST_SEEDS]
         ]
         row = by_task.get(clean(place.name), {})
         labels = [label for label in list_at(row, "labels") if isinstance(label, str)]
@@ -74,6 +76,22 @@ def _files(place: Path, found: Collected) -> list[Path]:
     kept = TRIAL.fullmatch(text_at(read_mapping(place / "model.json", found), "trial"))
     own = groups.get(kept["group"] if kept else "") or max(groups.values(), key=len, default=[])
     return [path for _, path in sorted(own)]
+
+
+def _slim(line: Any) -> Any:
+    """What is used of a line. Classes are cleaned here, and once each; other texts where they are shown."""
+    if not isinstance(line, dict):
+        return line
+    slim = {name: line[name] for name in ("index", "id", "digest", "text", "loss") if name in line}
+    for name in ("gold", "prediction"):
+        if name in line:
+            slim[name] = _class(line[name]) if isinstance(line[name], str) else line[name]
+    return slim
+
+
+@functools.lru_cache(maxsize=4096)
+def _class(text: str) -> str:
+    return clean(text)
 
 
 def is_wrong(line: dict[str, Any]) -> bool:
@@ -193,9 +211,17 @@ def worst(task: Predictions) -> Table:
     rows = []
     for key in hardest:
         wrong = [line for line in lines[key] if is_wrong(line)]
-        text = text_at(lines[key][0], "text") or f"example {text_at(lines[key][0], 'id') or key}"
+        given = lines[key][0].get("text")
+        text = given if isinstance(given, str) else f"example {text_at(lines[key][0], 'id') or key}"
         answers = (_shown(wrong[0].get("gold")), _shown(wrong[0].get("prediction")))
-        rows.append([texts.get(key) or text, *answers, f"{len(wrong)} of {len(lines[key])}", significant(losses[key])])
+        rows.append(
+            [
+                texts.get(key) or short(clean(text), 240),
+                *answers,
+                f"{len(wrong)} of {len(lines[key])}",
+                significant(losses[key]),
+            ]
+        )
     head = ("Text", "Right", "Predicted", "Wrong in", "Loss")
     return Table(f"{task.title}: worst errors", head, rows, 3, "Highest loss, a mean over seeds." if rows else "")
 
@@ -204,7 +230,9 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         return short(", ".join(_shown(item) for item in value[:6]), 80) or NONE
     number = at({"value": value}, "value")
-    return fixed(number, 3) if number is not None and not isinstance(value, int) else short(value, 60) or NONE
+    if number is not None and not isinstance(value, int):
+        return fixed(number, 3)
+    return NONE if value is None else short(clean(str(value)), 60) or NONE
 
 
 def _texts(task: Predictions, wanted: Sequence[str], size: int) -> dict[str, str]:
