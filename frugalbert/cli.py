@@ -132,11 +132,12 @@ def run(
 ) -> None:
     """Run the pipeline; continues wherever it stands."""
     from frugalbert import stages
+    from frugalbert.rehearsal import rehearsal
 
     files.catch_signals()
     config, directory, folder = _open(file, settings, directory)
     if rehearse:
-        config = stages.rehearsal(config)
+        config = rehearsal(config)
         directory = directory.with_name(f"{directory.name}-rehearsal")
     stages.run(config, directory, folder, only=only, redo=redo or (), keep=keep or ())
     report = directory / "report" / "report.html"

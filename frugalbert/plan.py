@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -306,9 +307,24 @@ def _finetune(config: Config, folder: Path, known: dict[str, Any]) -> str:
     section = config.finetune
     assert section is not None
     seeds = f"{len(section.seeds)} seed{'s' if len(section.seeds) > 1 else ''}"
-    runs = len(section.seeds) * (2 if section.random_baseline else 1)
+    if not section.train:
+        return f"{_names(section)}: evaluated as the model is, without training"
+    starts = 2 if section.random_baseline else 1
     baseline = ", also from random weights" if section.random_baseline else ""
-    return f"{_names(section)}: {runs} runs each ({seeds}{baseline})"
+    transfers = [f"{name} {own.start}" for name, own in section.per_task.items() if own.start]
+    also = f"; also {', '.join(transfers)}" if transfers else ""
+    sweep = section.sweep
+    if sweep is None:
+        return f"{_names(section)}: {len(section.seeds) * starts} runs each ({seeds}{baseline}){also}"
+    tried = f"{sweep.trials} settings" if sweep.method != "grid" else "all settings"
+    axes = ("learning_rate", "batch_size", "epochs", "warmup", "weight_decay", "layer_decay")
+    values = [getattr(sweep, name) for name in axes]
+    if sweep.method == "grid" and sweep.preset is None:
+        tried = f"{math.prod(len(value) for value in values if value and not isinstance(value, str))} settings"
+    grid = f" of {sweep.preset}" if sweep.preset else ""
+    chosen = {"train": "a share of the training examples", "dev": "the dev set itself", "none": "nothing"}
+    how = f"{tried}{grid} by {sweep.method}, {seeds}{baseline}, chosen on {chosen[section.select]}"
+    return f"{_names(section)}: {how}{also}"
 
 
 def _names(section: Finetune) -> str:

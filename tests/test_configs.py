@@ -12,8 +12,8 @@ from frugalbert.cli import app
 from frugalbert.config import Config
 from frugalbert.model.arch import Arch, LayerArch
 from frugalbert.plan import rows
+from frugalbert.rehearsal import rehearsal
 from frugalbert.space import Space
-from frugalbert.stages import rehearsal
 from frugalbert.train.phases import at, spans
 from frugalbert.train.pretrain import make_recipe
 from frugalbert.yamlfile import load, parse, validate

@@ -13,7 +13,7 @@ from tests.structure import imports, path_of, sources
 # A unit is a module or sub-package directly below frugalbert; "model.arch" and the like open one module of a package.
 ALLOWED = {
     "cli": {
-        "config", "explain", "finetune", "grid", "measure", "plan", "progress", "report", "run", "stages", "yamlfile",
+        "config", "explain", "finetune", "grid", "measure", "plan", "progress", "rehearsal", "report", "run", "stages", "yamlfile",
     },
     "stages": {
         "budget", "config", "data", "dist", "fanout", "finetune", "measure", "model", "plugins", "progress", "report",
@@ -23,6 +23,7 @@ ALLOWED = {
         "budget", "config", "data", "dist", "fanout", "finetune", "measure", "model", "progress", "run", "search",
         "space", "train",
     },
+    "rehearsal": {"config", "space"},
     "plan": {
         "config", "model.arch", "model.cost", "plan_attention", "plan_teacher", "plan_training", "progress", "run",
         "space", "stages", "train.phases", "yamlfile",
@@ -62,6 +63,7 @@ QUICK = {
     "plan",
     "plugins",
     "progress",
+    "rehearsal",
     "run",
     "selection",
     "space",

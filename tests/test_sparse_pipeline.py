@@ -11,10 +11,10 @@ import torch
 from typer.testing import CliRunner
 
 from frugalbert import run as files
-from frugalbert import stages
 from frugalbert.cli import app
 from frugalbert.model.arch import Arch
 from frugalbert.model.patterns import dense, parse
+from frugalbert.rehearsal import rehearsal
 from frugalbert.yamlfile import load
 from tests.search_project import HEAD, finished_run, run_of
 
@@ -92,11 +92,11 @@ def test_the_plan_knows_what_was_found(finished: Path):
 
 
 def test_a_rehearsal_makes_them_small(finished: Path):
-    small = stages.rehearsal(load(finished / "search.yaml", []))
+    small = rehearsal(load(finished / "search.yaml", []))
     assert small.importance is not None
     assert small.importance.study is not None
     assert (small.importance.study.steps, small.importance.study.looks, small.importance.controls) == (2, 1, 1)
     assert str(small.importance.budget) == "20steps"
-    many = stages.rehearsal(load(finished / "search.yaml", ["importance.controls=7"]))
+    many = rehearsal(load(finished / "search.yaml", ["importance.controls=7"]))
     assert many.importance is not None
     assert many.importance.controls == 2

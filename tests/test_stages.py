@@ -7,6 +7,7 @@ import pytest
 
 from frugalbert import run as files
 from frugalbert import stages
+from frugalbert.rehearsal import rehearsal
 from frugalbert.yamlfile import load, parse, validate
 from tests import fake_stages
 from tests.structure import ROOT
@@ -161,7 +162,7 @@ def test_an_unwritable_place_is_one_sentence(world):
 
 
 def test_the_rehearsal_is_the_same_pipeline_at_toy_size():
-    config = stages.rehearsal(validate(parse(TEXT, "t.yaml"), ["pretrain.budget=24h"], "t.yaml"))
+    config = rehearsal(validate(parse(TEXT, "t.yaml"), ["pretrain.budget=24h"], "t.yaml"))
     assert str(config.pretrain.budget) == "20steps"
     assert config.pretrain.validation.rows == 32
     assert config.corpus.sources[0].max_documents == 2000
@@ -170,14 +171,14 @@ def test_the_rehearsal_is_the_same_pipeline_at_toy_size():
 
 
 def test_a_rehearsal_has_small_batches_in_every_phase():
-    config = stages.rehearsal(load(ROOT / "configs" / "sparsebert.yaml"))
+    config = rehearsal(load(ROOT / "configs" / "sparsebert.yaml"))
     assert config.pretrain is not None
     assert [(phase.length, phase.batch_size) for phase in config.pretrain.phases] == [(512, None)]
     assert config.pretrain.batch_size == 8
 
 
 def test_a_rehearsal_does_not_fine_tune_candidates_for_hours():
-    config = stages.rehearsal(load(ROOT / "configs" / "autotinybert-mlm.yaml"))
+    config = rehearsal(load(ROOT / "configs" / "autotinybert-mlm.yaml"))
     assert config.search is not None
     assert config.search.finetune is not None
     assert (config.search.evaluations, config.search.finetune.max_train_examples) == (8, 64)
