@@ -215,18 +215,18 @@ def _short(task: Task) -> str:
 
 @contextlib.contextmanager
 def _processes(count: int) -> Iterator[Executor]:
-    """A process pool whose processes are gone when the block ends early: at once, whatever they are doing."""
+    """A process pool whose processes are gone when the block ends: at once, whatever they are doing."""
     from concurrent.futures import ProcessPoolExecutor
 
     before = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_be_a_worker)
     try:
         yield executor
-    except BaseException:
-        for child in set(multiprocessing.active_children()) - before:
-            child.kill()  # tasks are idempotent; waiting for them could take longer than whoever stops us waits
-        raise
     finally:
+        # Tasks are idempotent, and waiting for them could take longer than whoever stops us waits. Idle workers are not
+        # asked to end either: they could wait for a lock that a killed one took with it.
+        for child in set(multiprocessing.active_children()) - before:
+            child.kill()
         executor.shutdown(wait=True, cancel_futures=True)
 
 

@@ -182,7 +182,7 @@ def test_a_rehearsal_does_not_fine_tune_candidates_for_hours():
     assert config.search is not None
     assert config.search.finetune is not None
     assert (config.search.evaluations, config.search.finetune.max_train_examples) == (8, 64)
-    assert config.search.finetune.tasks[0].name == "mnli"
+    assert config.search.finetune.tasks[0] == "mnli"
 
 
 def test_records_are_plain_json(world):

@@ -120,11 +120,14 @@ class Bench:
         """Every task with its examples, tokenised; said in a line each."""
         dist.set_threads(self.machine)
         source = self.source
-        if source.max_positions and self.section.max_length > source.max_positions:
-            raise ValueError(
-                f"finetune.max_length is {self.section.max_length}, but {source.name} has {source.max_positions} "
-                "positions; write at most that"
-            )
+        lengths = {"": self.section.max_length}
+        lengths |= {f"per_task.{name}.": own.max_length or 0 for name, own in self.section.per_task.items()}
+        for where, length in lengths.items():
+            if source.max_positions and length > source.max_positions:
+                raise ValueError(
+                    f"finetune.{where}max_length is {length}, but {source.name} has {source.max_positions} positions; "
+                    "write at most that"
+                )
         inputs = self.given["inputs"]
         corpus = Path(inputs["corpus"]) if "corpus" in inputs else None
         found = []

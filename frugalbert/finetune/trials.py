@@ -186,7 +186,8 @@ def _keep(task: Spec, job: trial.Job, model: Any, found: dict[str, results.Found
         with run.publish(out / "test") as work:
             for name in sets:
                 (work / f"{name}.jsonl").write_text(found[name].lines, encoding="utf-8")
-            run.write_json(work / "model.json", about)
+            files = {f"{name}.jsonl": run.sha256(work / f"{name}.jsonl") for name in sets}
+            run.write_json(work / "model.json", {**about, "files": files})
     run.write_json(out / "model.json", about)
 
 
