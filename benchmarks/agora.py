@@ -272,6 +272,7 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             values = [rows[method]["accuracy"] for rows in mine]
             line = {"world": world, "teacher": name, "method": method, "accuracy": round(float(np.mean(values)), 4)}
             line["std"] = round(float(np.std(values, ddof=1)), 4)
+            line["values"] = [round(value, 4) for value in values]
             line["steps"] = round(float(np.mean([rows[method]["steps"] for rows in mine])))
             if method != "agora":
                 line["agora_minus_it"] = interval([rows["agora"]["accuracy"] for rows in mine], values)
@@ -282,6 +283,13 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     line[key] = round(float(np.mean([rows[method][key] for rows in mine])), 2)
             found.append(line)
     return found
+
+
+def teachers(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """How often each teacher is right on points of the true distribution."""
+    kinds = dict.fromkeys((one["world"], one["teacher"]) for one in runs)
+    told = {kind: [one["teacher_accuracy"] for one in runs if (one["world"], one["teacher"]) == kind] for kind in kinds}
+    return {" ".join(kind): round(float(np.mean(values)), 4) for kind, values in told.items()}
 
 
 def draw(lines: list[dict[str, Any]], path: Path) -> None:
@@ -329,7 +337,7 @@ def main() -> None:
     before = run.read_json(out) if out.exists() else {}
     part = {
         "seeds": options.seeds, "settings": THETAS, "train": TRAIN, "steer": STEER, "fresh": FRESH,
-        "table": lines, "runs": runs, "environment": environment(),
+        "teachers": teachers(runs), "table": lines, "environment": environment(),
     }  # fmt: skip
     save(out, {**before, "benchmark": "agora", "synthetic": part})
     draw(lines, out.with_suffix(".png"))
