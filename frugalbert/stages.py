@@ -38,7 +38,7 @@ from frugalbert.config import (
     Supernet,
     Task,
 )
-from frugalbert.plugins import outside
+from frugalbert.plugins import is_plugin, outside
 from frugalbert.progress import duration, number
 
 PART = "stage.part.json"
@@ -79,7 +79,10 @@ def _supernet_paths(section: Supernet) -> list[str]:
 def _finetune_paths(section: Finetune) -> list[str]:
     tasks = [task for task in section.tasks if isinstance(task, Task)]
     custom = [path for task in tasks for path in (task.train, task.dev, task.test) if path]
-    return [*custom, *filter(None, [section.data, section.model])]
+    agora = section.agora
+    code = [name.split(":")[0] for name in agora.transforms if is_plugin(name)] if agora else []
+    models = [agora.teacher, agora.transform_model] if agora else []
+    return [*custom, *code, *filter(None, [section.data, section.model, *models])]
 
 
 def _search_paths(section: Search) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import multiprocessing
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ import numpy as np
 
 from frugalbert import config, dist, run
 from frugalbert.fanout import run_tasks
-from frugalbert.finetune import blimp, examples, models, results, sweep, trial, trials
+from frugalbert.finetune import agora_trials, blimp, examples, models, results, sweep, trial, trials
 from frugalbert.finetune.features import Lengths, encode
 from frugalbert.finetune.tasks import Data, Example, Task, digest, resolve
 
@@ -49,6 +50,8 @@ def build(section: config.Finetune, inputs: dict[str, Path], out: Path, machine:
     rows: list[dict[str, Any]] = []
     for wave in _waves(section, jobs):
         rows += bench.run([(_started(job, init, out), init) for job, init in wave])
+    if section.agora:
+        rows += bench.agora(jobs[0])
     order = [job.data.task.name for job in jobs]
     rows.sort(key=lambda row: order.index(row["carrier"]))  # stable: what starts from another task comes last
     pairs = {init: blimp.evaluate(scorer, bench.data, out / "blimp" / init) for init, scorer in scorers.items()}
@@ -67,6 +70,8 @@ def build(section: config.Finetune, inputs: dict[str, Path], out: Path, machine:
 
 def check(section: config.Finetune, datas: Sequence[Data]) -> None:
     """Raises ValueError for settings that contradict the tasks."""
+    if section.agora:
+        agora_trials.check(section, datas)
     names = {data.task.name for data in datas}
     for name, settings in section.per_task.items():
         if name not in names:
@@ -212,6 +217,17 @@ class Bench:
                 progress.update(sum(steps[: number + 1]))
         return found
 
+    def agora(self, job: trial.Job) -> list[dict[str, Any]]:
+        """Rows of a task from the same weights, trained by Agora."""
+
+        def students(tasks: list[dict[str, Any]], journal: Path) -> list[Any]:
+            places: dict[str, Any] = {"workers": self.workers, "scheduler": self.machine.scheduler}
+            return run_tasks(student, tasks, journal=journal, **places, label="Agora")
+
+        found, about = agora_trials.build(job, self.given, self.out, students)
+        trained = sum(one["trainings"] for one in about["runs"])
+        return [{**row, "trials": trained, "agora": about} for row in self._rows(job, agora_trials.INIT, found, {})]
+
     def _elsewhere(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The trials that are not on disk, by worker processes or machines."""
         journal = self.out / TRIALS
@@ -236,6 +252,18 @@ def remote(task: dict[str, Any]) -> str:
         raise ValueError(f"the data or the model of {task['job']} changed while trials ran, or differ between machines")
     trials.one(task, job, lambda step, loss: None)
     return task["identity"]
+
+
+def student(task: dict[str, Any]) -> list[Any] | None:
+    """One student of Agora, for `fanout.run_tasks`, in this process or another."""
+    import torch
+
+    machine = task["given"]["machine"]
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1 if machine["threads"] == "auto" else machine["threads"])
+    job = _job_elsewhere(json.dumps(task["given"]), task["job"], task["model"])
+    device = dist.pick_device(config.Machine.model_validate(machine), task["slot"])
+    return agora_trials.student(task, replace(job, device=device))
 
 
 @functools.lru_cache(maxsize=2)

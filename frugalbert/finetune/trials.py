@@ -32,7 +32,7 @@ def with_setting(job: trial.Job, setting: dict[str, Any]) -> trial.Job:
 
 def identity(job: trial.Job, init: str, seed: int) -> str:
     """Hash of all that decides a trial's result: settings, data, weights, precision; not where it runs."""
-    left_out = {"tasks", "data", "model", "seeds", "random_baseline", "per_task", "sweep"}
+    left_out = {"tasks", "data", "model", "seeds", "random_baseline", "per_task", "sweep", "agora"}
     settings = job.settings.model_dump(mode="json", exclude=left_out)
     task = [job.data.task.name, job.data.task.type, job.data.task.metrics, job.data.labels]
     return run.fingerprint([settings, job.texts, task, job.source.identity, job.precision, init, seed])
