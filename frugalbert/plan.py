@@ -17,6 +17,7 @@ from frugalbert.config import (
     Importance,
     Pretrain,
     Supernet,
+    Sweep,
 )
 from frugalbert.plan_training import GPU_FLOPS, entries_of, source_bytes, speeds, tokens_of, training, vocabulary_of
 from frugalbert.progress import duration, number
@@ -313,18 +314,24 @@ def _finetune(config: Config, folder: Path, known: dict[str, Any]) -> str:
     baseline = ", also from random weights" if section.random_baseline else ""
     transfers = [f"{name} {own.start}" for name, own in section.per_task.items() if own.start]
     also = f"; also {', '.join(transfers)}" if transfers else ""
+    if section.agora:
+        also += f"; then rounds of Agora with {_tried(section.agora.settings)}, {seeds}"
     sweep = section.sweep
     if sweep is None:
         return f"{_names(section)}: {len(section.seeds) * starts} runs each ({seeds}{baseline}){also}"
+    chosen = {"train": "a share of the training examples", "dev": "the dev set itself", "none": "nothing"}
+    how = f"{_tried(sweep)} by {sweep.method}, {seeds}{baseline}, chosen on {chosen[section.select]}"
+    return f"{_names(section)}: {how}{also}"
+
+
+def _tried(sweep: Sweep) -> str:
+    """`6 settings`, `all settings of bort`."""
     tried = f"{sweep.trials} settings" if sweep.method != "grid" else "all settings"
     axes = ("learning_rate", "batch_size", "epochs", "warmup", "weight_decay", "layer_decay")
     values = [getattr(sweep, name) for name in axes]
     if sweep.method == "grid" and sweep.preset is None:
         tried = f"{math.prod(len(value) for value in values if value and not isinstance(value, str))} settings"
-    grid = f" of {sweep.preset}" if sweep.preset else ""
-    chosen = {"train": "a share of the training examples", "dev": "the dev set itself", "none": "nothing"}
-    how = f"{tried}{grid} by {sweep.method}, {seeds}{baseline}, chosen on {chosen[section.select]}"
-    return f"{_names(section)}: {how}{also}"
+    return f"{tried} of {sweep.preset}" if sweep.preset else tried
 
 
 def _names(section: Finetune) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from frugalbert import config, run, stages
+from frugalbert import config, plan, run, stages
 from frugalbert.finetune import agora_trials, runner
 from tests.finetune.test_agora_trials import folder, section
 
@@ -66,3 +66,12 @@ def test_its_files_belong_to_the_stage(tiny: Path):
     stage = next(stage for stage in stages.STAGES if stage.name == "finetune")
     given = section(tiny, agora={"transforms": ["dropout", "mine.py:tau"], "transform_model": "lm"})
     assert {"teacher", "mine.py", "lm", "train.csv"} <= set(stage.outside(given))
+
+
+def test_plan_says_so(tiny: Path):
+    value = {"name": "x", "finetune": section(tiny).model_dump(mode="json")}
+    told = plan._finetune(config.Config.model_validate(value, strict=False), Path(), {})
+    assert told.endswith("; then rounds of Agora with 4 settings, 2 seeds")
+    bort = section(tiny, agora={"settings": {"preset": "bort"}}).model_dump(mode="json")
+    told = plan._finetune(config.Config.model_validate({"name": "x", "finetune": bort}, strict=False), Path(), {})
+    assert "Agora with all settings of bort" in told
