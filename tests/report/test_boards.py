@@ -232,7 +232,9 @@ def test_confusions_and_worst_errors(tmp_path: Path):
     golds = ["yes"] * 6 + ["no"] * 4
     right = [[True] * 5 + [False] + [True] * 3 + [False], [True] * 4 + [False, False] + [True] * 4]
     write_predictions(tmp_path / "finetune", right, golds)
-    dump(tmp_path / "finetune" / "rte" / "random-seed0" / "predictions.jsonl", {"gold": "yes", "prediction": "no"})
+    for seed in range(3):  # more than of the model in question, and not shown
+        path = tmp_path / "finetune" / "rte" / f"random-seed{seed}" / "predictions.jsonl"
+        dump(path, {"gold": "yes", "prediction": "no"})
     (task,) = errors.read(tmp_path / "finetune", [row("rte", [0.8, 0.8])], Collected("x", "x"))
     assert errors.confusion(task) == {("yes", "yes"): 9, ("yes", "no"): 3, ("no", "no"): 7, ("no", "yes"): 1}
     table = errors.worst(task)
