@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import tomllib
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 from frugalbert.cli import app
 from frugalbert.measure import table
 from frugalbert.yamlfile import parse, validate
+from tests.finetune.golden import files
 from tests.search_project import fake_timing
 from tests.structure import ROOT
 
@@ -70,6 +72,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [{"index": number, "id": str(number), "prediction": "entailment"} for number in range(146)]
     (predicted / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (predicted / "model.json").write_text('{"identity": "a model", "task": "wnli"}')
+    files.write(folder / "data")
+    (folder / "data" / "blimp").mkdir()
+    pair = {"sentence_good": "The cat sleeps.", "sentence_bad": "The cat sleep.", "field": "syntax", "UID": "agreement",
+            "linguistics_term": "agreement", "pairID": "0"}  # fmt: skip
+    (folder / "data" / "blimp" / "agreement.jsonl").write_text(json.dumps(pair) + "\n")
+    shutil.copy(ROOT / "tests" / "golden" / "grid.yaml", folder / "grid.yaml")
     return folder
 
 
@@ -95,6 +103,9 @@ def at_toy_size(words: list[str]) -> list[str]:
         return [*words, "finetune=null", "export=null", "bench=null", "report=null"]
     if words[0] == "submit":
         return [*words, "--partial"]
+    if words[0] == "eval":
+        few = ["wnli,superglue,blimp" if "blimp" in word else word for word in words]
+        return [*few, "seeds=[0]", "epochs=1.0", "max_length=32", "random_baseline=false", "machine.threads=1"]
     return [*words, "baseline=none"] if words[0] == "bench" else words
 
 
@@ -127,7 +138,7 @@ def _has_what_the_page_lists(world: Path) -> None:
 
 def test_the_yaml_of_the_page_is_valid():
     found = [validate(parse(text, "README"), (), "README") for text in blocks("yaml")]
-    assert [config.name for config in found] == ["my-encoder", "eight-milliseconds", "extracted", "student", "sparse"]
+    assert [config.name for config in found] == ["my-encoder", "eight-milliseconds", "extracted", "student", "judged", "sparse"]
 
 
 def test_make_commands_do_what_the_page_says(tmp_path: Path):

@@ -25,6 +25,7 @@ SELECTIONS = {
     "train": "on a share of the training examples; the dev set chose nothing",
     "dev": "on the dev set itself: its scores are too kind",
 }
+WITH_STARTS = "pretrained, with starts from other tasks"
 SHOWN = "dev results (selection {})"
 
 
@@ -265,19 +266,18 @@ def blimp_row(init: str, found: dict[str, Any]) -> dict[str, Any]:
 
 def board(source: Source, section: Finetune, rows: list[dict[str, Any]], pairs: dict[str, Any]) -> dict[str, Any]:
     """`board.json`, which `frugalbert report` compares: the model, its recipe, rows, BLiMP and the boards' scores."""
-    figures = {
-        init: {
-            row["task"]: {name: value["mean"] for name, value in row["all_metrics"].items()}
-            for row in rows
-            if row["init"] == init
-        }
-        for init in dict.fromkeys(row["init"] for row in rows)
-    }
+    figures: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        values = {name: value["mean"] for name, value in row["all_metrics"].items()}
+        figures.setdefault(row["init"], {})[row["task"]] = values
+    transferred = {name: figures.pop(name) for name in list(figures) if name.startswith("from ")}
+    for found in transferred.values():  # a board with intermediate training: some tasks start from others
+        figures.setdefault(WITH_STARTS, dict(figures["pretrained"])).update(found)
     found = [
         {"init": init, **asdict(scores.board_score(name, figures[init]))}
         for init in figures
         for name, needed in scores.BOARDS.items()
-        if any(task in figures[init] for _, task, _ in needed.columns)
+        if sum(task in figures[init] for _, task, _ in needed.columns) > 1
     ]
     return {
         "model": Path(source.name).name if Path(source.name).is_dir() else source.name,
@@ -319,7 +319,8 @@ def show(rows: list[dict[str, Any]]) -> None:
     inits = [init for init in dict.fromkeys(row["init"] for row in rows) if init != "random"]
     title = SHOWN.format(" / ".join(dict.fromkeys(row["selection"] for row in rows)))
     table = Table(title=title, title_justify="left")
-    for column in ("task: metric", "random", *(names.get(init, init) for init in inits), "gain [95 %]", "majority"):
+    columns = ["task: metric", "random", *(names.get(init, init) for init in inits)]
+    for column in (*columns, "95 % over examples", "gain [95 % over seeds]", "majority"):
         table.add_column(column, overflow="fold")
     for task in dict.fromkeys(row["task"] for row in rows):
         by_init = {row["init"]: row for row in rows if row["task"] == task}
@@ -331,6 +332,7 @@ def show(rows: list[dict[str, Any]]) -> None:
                 _spread(by_init[init]["mean"], by_init[init]["std"]) if init in by_init else ""
                 for init in ("random", *inits)
             ),
+            f"[{', '.join(_figure(bound) for bound in first['bootstrap'])}]" if "bootstrap" in first else "",
             f"{_figure(gain['mean'], '+')} [{', '.join(_figure(bound, '+') for bound in gain['interval'])}]"
             if gain
             else "",
