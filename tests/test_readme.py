@@ -138,7 +138,14 @@ def _has_what_the_page_lists(world: Path) -> None:
 
 def test_the_yaml_of_the_page_is_valid():
     found = [validate(parse(text, "README"), (), "README") for text in blocks("yaml")]
-    assert [config.name for config in found] == ["my-encoder", "eight-milliseconds", "extracted", "student", "judged", "sparse"]
+    assert [config.name for config in found] == [
+        "my-encoder",
+        "eight-milliseconds",
+        "extracted",
+        "student",
+        "judged",
+        "sparse",
+    ]
 
 
 def test_make_commands_do_what_the_page_says(tmp_path: Path):
