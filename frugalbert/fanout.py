@@ -270,6 +270,8 @@ def _dask(scheduler: str, shared: Path) -> Iterator[tuple[Executor, int, Callabl
             "remove machine.scheduler"
         ) from None
     try:
+        with contextlib.suppress(TimeoutError):
+            client.wait_for_workers(1, timeout=PATIENCE)  # those that died may be on their way back
         found: Any = client.nthreads()
         threads = sum(found.values())
         if not threads:

@@ -272,6 +272,19 @@ def test_no_scheduler_and_other_versions_are_one_sentence(tmp_path, cluster, mon
         run_tasks(square, tasks(tmp_path, 1), journal=tmp_path / "j", workers=1, scheduler=cluster)
 
 
+def test_workers_that_are_on_their_way_are_waited_for(tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
+    settings = {"processes": False, "n_workers": 0, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(host="127.0.0.1", **settings) as empty:
+        places = {"journal": tmp_path / "j", "workers": 1, "scheduler": empty.scheduler_address}
+        with monkeypatch.context() as patch:
+            patch.setattr(fanout, "PATIENCE", 1)
+            with pytest.raises(ValueError, match="has no workers; start some with `dask worker`"):
+                run_tasks(square, tasks(tmp_path, 2), **places)
+        empty.scale(1)  # returns at once
+        assert [found["square"] for found in run_tasks(square, tasks(tmp_path, 2), **places)] == [0, 1]
+
+
 def test_a_missing_extra_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ValueError, match=r"pip install 'frugalbert\[cluster\]'"):
