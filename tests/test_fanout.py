@@ -274,7 +274,7 @@ def test_no_scheduler_and_other_versions_are_one_sentence(tmp_path, cluster, mon
 
 def test_workers_that_are_on_their_way_are_waited_for(tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
-    settings = {"processes": False, "n_workers": 0, "threads_per_worker": 1, "dashboard_address": None}
+    settings = {"processes": False, "protocol": "tcp://", "n_workers": 0, "dashboard_address": None}
     with distributed.LocalCluster(host="127.0.0.1", **settings) as empty:
         places = {"journal": tmp_path / "j", "workers": 1, "scheduler": empty.scheduler_address}
         with monkeypatch.context() as patch:
