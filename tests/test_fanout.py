@@ -274,14 +274,20 @@ def test_no_scheduler_and_other_versions_are_one_sentence(tmp_path, cluster, mon
 
 def test_workers_that_are_on_their_way_are_waited_for(tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
-    settings = {"processes": False, "protocol": "tcp://", "n_workers": 0, "dashboard_address": None}
+    settings = {"processes": False, "protocol": "tcp://", "n_workers": 0, "dashboard_address": ":0"}
     with distributed.LocalCluster(host="127.0.0.1", **settings) as empty:
         places = {"journal": tmp_path / "j", "workers": 1, "scheduler": empty.scheduler_address}
         with monkeypatch.context() as patch:
             patch.setattr(fanout, "PATIENCE", 1)
             with pytest.raises(ValueError, match="has no workers; start some with `dask worker`"):
                 run_tasks(square, tasks(tmp_path, 2), **places)
-        empty.scale(1)  # returns at once
+        wait = distributed.Client.wait_for_workers
+
+        def start_and_wait(client, count, timeout):
+            empty.scale(1)
+            wait(client, count, timeout)
+
+        monkeypatch.setattr(distributed.Client, "wait_for_workers", start_and_wait)
         assert [found["square"] for found in run_tasks(square, tasks(tmp_path, 2), **places)] == [0, 1]
 
 
