@@ -13,7 +13,7 @@ official dev set, which chooses nothing; intervals: 95 %, Student's t over paire
   distillation   as many unseen texts as Agora had labelled, labelled by the teacher, added to D; grid
   gold           Agora with the labels of the mistakes instead of a teacher's
 
-  python benchmarks/agora_tasks.py --model RUN/pretrain/model --work DIR     adds the part `tasks` to results/agora.json
+  python benchmarks/agora_tasks.py --model RUN/pretrain/model --work DIR     adds `tasks` to results/agora.json
 """
 
 from __future__ import annotations
