@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NUM_PARADIGMS = 67
 FOLDERS = (".", "data", "blimp", "blimp/data")
+HUB = "nyu-mll/blimp"
 LABELS = {
     "exact": "pseudo-log-likelihood, every token masked in turn",
     "one-pass": "one pass over the whole sentence, which sees what it scores: not a pseudo-log-likelihood",
@@ -102,15 +103,40 @@ def open_scorer(
 # ---- pairs ----------------------------------------------------------------------------------------------------------
 
 
-def read(folder: Path, limit: int | None = None) -> list[Paradigm]:
+def read(folder: Path | None, limit: int | None = None) -> list[Paradigm]:
     """The paradigms of a folder with BLiMP's files (`adjunct_island.jsonl` …), by name; `limit` = first pairs of each.
 
-    Raises ValueError with file and line for anything else.
+    Without a folder they come from the hub. Raises ValueError with file and line for anything else.
     """
+    if folder is None:
+        return _from_hub(limit)
     places = [place for part in FOLDERS if (place := folder / part).is_dir() and any(place.glob("*.jsonl"))]
     if not places:
         raise ValueError(f"{folder} has no BLiMP files; name the folder with adjunct_island.jsonl and the others in it")
     return [_paradigm(path, limit) for path in sorted(places[0].glob("*.jsonl"))]
+
+
+def _from_hub(limit: int | None, source: str = HUB) -> list[Paradigm]:
+    """The hub's copy, or a local directory that is one: a configuration per paradigm."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    found = []
+    try:
+        for uid in sorted(datasets.get_dataset_config_names(source)):
+            run.check_stop()
+            part = datasets.load_dataset(source, uid, split="train")
+            rows = [{**dict(row), "pairID": str(row["pair_id"])} for row in part]
+            found.append(_made(rows, limit, run.fingerprint(rows)))
+    except (run.Stopped, MemoryError):
+        raise
+    except Exception as error:  # whatever the network, the cache or a broken copy raises
+        reason = (str(error).splitlines() or [""])[0][:160]
+        raise ValueError(
+            f"cannot get BLiMP from {source} ({type(error).__name__}: {reason}); without network put its files "
+            "(adjunct_island.jsonl and the others) below a directory and write it as finetune.data"
+        ) from None
+    return found
 
 
 def _paradigm(path: Path, limit: int | None) -> Paradigm:
@@ -126,18 +152,22 @@ def _paradigm(path: Path, limit: int | None) -> Paradigm:
         rows.append(row)
     if not rows:
         raise ValueError(f"{path} is empty; copy it again from its origin")
+    if stray := {row["UID"] for row in rows} - {path.stem}:
+        raise ValueError(f"{path} has pairs of {min(stray)!r}; a file of BLiMP holds the paradigm it is named after")
+    return _made(rows, limit, run.sha256(path))
+
+
+def _made(rows: list[dict[str, Any]], limit: int | None, digest: str) -> Paradigm:
     pairs = [(row["pairID"], row["sentence_good"], row["sentence_bad"]) for row in rows[:limit]]
     # one file of the release writes syntax/semantics, the others syntax_semantics
     field = rows[0]["field"].replace("/", "_")
-    if stray := {row["UID"] for row in rows} - {path.stem}:
-        raise ValueError(f"{path} has pairs of {min(stray)!r}; a file of BLiMP holds the paradigm it is named after")
-    return Paradigm(rows[0]["UID"], rows[0]["linguistics_term"], field, pairs, run.sha256(path))
+    return Paradigm(rows[0]["UID"], rows[0]["linguistics_term"], field, pairs, digest)
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------
 
 
-def evaluate(scorer: Scorer, folder: Path, out: Path, limit: int | None = None) -> dict[str, Any]:
+def evaluate(scorer: Scorer, folder: Path | None, out: Path, limit: int | None = None) -> dict[str, Any]:
     """Score every paradigm, each into `out/UID.json` (a finished one is not done again), and sum up.
 
     Returns and writes to `out/blimp.json`: `accuracy` with `interval` (95 %, bootstrap over pairs within paradigms),
@@ -146,7 +176,7 @@ def evaluate(scorer: Scorer, folder: Path, out: Path, limit: int | None = None) 
     """
     paradigms = read(folder, limit)
     if len(paradigms) < NUM_PARADIGMS:
-        run.say(f"BLiMP: {len(paradigms)} of {NUM_PARADIGMS} paradigms in {folder}; the mean is over these")
+        run.say(f"BLiMP: {len(paradigms)} of {NUM_PARADIGMS} paradigms in {folder or HUB}; the mean is over these")
     out.mkdir(parents=True, exist_ok=True)
     finished: list[dict[str, Any]] = []
     with run.Progress("BLiMP", sum(len(paradigm.pairs) for paradigm in paradigms), "pairs") as progress:

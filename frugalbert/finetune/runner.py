@@ -118,7 +118,7 @@ class Bench:
             "model": models.locate(section, inputs),
         }
         self.source = _source(self.given["model"], self.given["inputs"].get("tokenizer"))
-        self.data = inputs["yaml"] / (section.data or "")
+        self.data = inputs["yaml"] / section.data if section.data else None
         self.workers = 1 if machine.workers == "auto" else machine.workers
 
     def jobs(self) -> list[trial.Job]:

@@ -302,3 +302,25 @@ def test_the_real_files(shared_data):
     assert {len(paradigm.pairs) for paradigm in paradigms} == {1000}
     assert len({paradigm.term for paradigm in paradigms}) == 13
     assert {paradigm.field for paradigm in paradigms} == {"syntax", "morphology", "semantics", "syntax_semantics"}
+
+
+def test_the_hubs_form_is_the_files(tmp_path, monkeypatch):
+    """A local copy of the hub's dataset: a configuration of Parquet rows per paradigm."""
+    import datasets
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pairs = {"one": [("the cat runs", "the cat run"), ("a dog eats", "a dog eat")], "two": [("it sings", "it sing")]}
+    dump(tmp_path / "files", pairs)
+    copy = tmp_path / "copy"
+    for uid in pairs:
+        rows = [json.loads(line) for line in (tmp_path / "files" / f"{uid}.jsonl").read_text().splitlines()]
+        plain = [{**{key: value for key, value in row.items() if key != "pairID"}, "pair_id": int(row["pairID"])}
+                 for row in rows]  # fmt: skip
+        (copy / uid).mkdir(parents=True)
+        datasets.Dataset.from_list(plain).to_parquet(copy / uid / "train-00000-of-00001.parquet")
+    configs = "".join(f"- config_name: {uid}\n  data_files: {uid}/*.parquet\n" for uid in pairs)
+    (copy / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    found, expected = blimp._from_hub(None, str(copy)), blimp.read(tmp_path / "files")
+    assert [(p.uid, p.term, p.pairs) for p in found] == [(p.uid, p.term, p.pairs) for p in expected]
+    with pytest.raises(ValueError, match="cannot get BLiMP from .*absent.* write it as finetune.data"):
+        blimp._from_hub(None, str(tmp_path / "absent"))
