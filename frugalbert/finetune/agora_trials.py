@@ -75,7 +75,8 @@ def build(
     found, reports = [], []
     for seed in job.settings.seeds:
         place = out / INIT / data.task.name / f"seed{seed}"
-        tools = agora.Tools(functools.partial(_fit, job, given, place, seed, students), tau, teach, right)
+        shared = {"job": data.task.name, "given": given, "model": job.source.name, "seed": seed}
+        tools = agora.Tools(functools.partial(_fit, job, shared, place, students), tau, teach, right)
         outcome = agora.play(settings, sets, thetas, tools, place / "rounds.jsonl", seed)
         report = outcome.to_json() | {"seed": seed, "steps": num_steps(job, outcome), "teacher_accuracy": known}
         report["about"] = agora.about_teacher(known, outcome.best["accuracy"])
@@ -134,16 +135,16 @@ def _path(name: str, folder: Path) -> str:
 
 
 def _fit(
-    job: trial.Job, given: dict[str, Any], place: Path, seed: int, students: Students, train: list[Example],
+    job: trial.Job, shared: dict[str, Any], place: Path, students: Students, train: list[Example],
     thetas: list[agora.Theta], number: int,
 ) -> list[list[Any]]:  # fmt: skip
     """Step 1: what a fresh student of each setting says of the steering examples; wrong everywhere if it diverged."""
     file = place / f"train-{number}.json"
     lines = [[example.text, example.text_b, example.label] for example in train]
     run.write_json(file, lines)
-    shared = {"job": job.data.task.name, "given": given, "model": job.source.name, "seed": seed * ROUNDS + number}
-    shared |= {"train": str(file), "texts": run.fingerprint(lines), "precision": job.precision}
-    shared |= {"identity": trials.identity(job, FROM_AGORA, shared["seed"])}
+    seed = shared["seed"] * ROUNDS + number
+    shared = {**shared, "seed": seed, "train": str(file), "texts": run.fingerprint(lines)}
+    shared["identity"] = trials.identity(job, FROM_AGORA, seed)
     tasks = [{**shared, "setting": theta, "slot": slot} for slot, theta in enumerate(thetas)]
     count = len(job.data.sets["select"])
     return [told or [math.nan] * count for told in students(tasks, place / "students.jsonl")]
