@@ -50,12 +50,14 @@ class Tools:
     transform: (mistakes, generator) -> examples near them, with the label of what each was made from.
     teach: examples -> labels; used with `labels: teacher` alone.
     right: (prediction, gold) -> whether it counts as right.
+    identity: of all that these depend on; rounds of others are not continued.
     """
 
     fit: Callable[[list[Example], list[Theta], int], list[list[Label]]]
     transform: Transform
     teach: Teach | None = None
     right: Right = operator.eq
+    identity: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def play(settings: config.Agora, sets: Sets, thetas: list[Theta], tools: Tools, 
     examples = [
         [example.digest, example.label] for part in (sets.train, sets.steer, sets.forbidden) for example in part
     ]
-    identity = run.fingerprint([settings.model_dump(mode="json"), thetas, seed, examples])
+    identity = run.fingerprint([settings.model_dump(mode="json"), thetas, seed, examples, tools.identity])
     state = _State(sets.train, thetas)
     with _journal(log, identity) as book:
         for entry in book.entries[1:]:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from frugalbert import config, run
+from frugalbert import config, plugins, run
 from frugalbert.finetune import agora, metrics, models, results, sweep, transforms, trial, trials
 from frugalbert.finetune.features import Lengths, encode
 from frugalbert.finetune.tasks import Data, Example
@@ -72,11 +72,12 @@ def build(
     teach = teacher(job, _path(settings.teacher, folder)) if settings.labels == "teacher" and settings.teacher else None
     right = agora.within(settings.tolerance, sets.train) if data.task.type == "regression" else operator.eq
     known = agora.assess(settings, sets, teach, right)
+    identity = _identity(job, settings, model, folder)
     found, reports = [], []
     for seed in job.settings.seeds:
         place = out / INIT / data.task.name / f"seed{seed}"
         shared = {"job": data.task.name, "given": given, "model": job.source.name, "seed": seed}
-        tools = agora.Tools(functools.partial(_fit, job, shared, place, students), tau, teach, right)
+        tools = agora.Tools(functools.partial(_fit, job, shared, place, students), tau, teach, right, identity)
         outcome = agora.play(settings, sets, thetas, tools, place / "rounds.jsonl", seed)
         report = outcome.to_json() | {"seed": seed, "steps": num_steps(job, outcome), "teacher_accuracy": known}
         report["about"] = agora.about_teacher(known, outcome.best["accuracy"])
@@ -125,6 +126,15 @@ def teacher(job: trial.Job, name: str) -> Callable[[list[Example]], list[Any]]:
         return [value.item() for value in results.evaluate(mine, "asked", network, order).predicted]
 
     return teach
+
+
+def _identity(job: trial.Job, settings: config.Agora, model: str, folder: Path) -> str:
+    """Hash of what decides rounds besides Agora's settings and the examples: recipe, weights, teacher, code."""
+    named = [_path(settings.teacher, folder)] if settings.labels == "teacher" and settings.teacher else []
+    named += [model] if set(settings.transforms) & set(transforms.MODELS) else []
+    code = [plugins.plugin_digest(name, folder) for name in settings.transforms if plugins.is_plugin(name)]
+    weights = [models.open_source(name, None).identity for name in named]
+    return run.fingerprint([trials.identity(job, FROM_AGORA, 0), weights, code])
 
 
 def _path(name: str, folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +125,25 @@ def test_resumed_equals_uninterrupted(folder: Path, tiny: Path, tmp_path: Path):
     third, nothing = students_of(job)
     assert same(build(job, folder, tmp_path / "cut", third)) == expected
     assert nothing == []
+
+
+@pytest.mark.parametrize("change", ["recipe", "teacher", "code"])
+def test_rounds_of_something_else_are_not_continued(folder: Path, tiny: Path, tmp_path: Path, change: str):
+    here = shutil.copytree(folder, tmp_path / "yaml")
+    (here / "mine.py").write_text("def tau(mistakes, rng): return []\n")
+    light = {"settings": {"learning_rate": [3e-3]}, "max_rounds": 1, "transforms": ["mine.py:tau"]}
+    for number in range(3):
+        if number == 2 and change == "teacher":
+            settings = json.loads((here / "teacher" / "config.json").read_text())
+            (here / "teacher" / "config.json").write_text(json.dumps({**settings, "layer_norm_eps": 0.1}))
+        if number == 2 and change == "code":
+            (here / "mine.py").write_text("def tau(mistakes, rng): return mistakes\n")
+        dropout = 0.1 if number == 2 and change == "recipe" else 0.0
+        job = open_job(section(tiny, seeds=[0], agora=light, dropout=dropout), here, tiny)
+        log = tmp_path / "out" / "agora" / "not" / "seed0" / "rounds.jsonl"
+        before = log.read_text() if log.exists() else ""
+        build(job, here, tmp_path / "out", students_of(job)[0])
+        assert (log.read_text() == before) == (number == 1)
 
 
 def test_a_changed_file_of_examples_is_refused(folder: Path, tiny: Path, tmp_path: Path):
