@@ -214,16 +214,10 @@ def worst(task: Predictions) -> Table:
         given = lines[key][0].get("text")
         text = given if isinstance(given, str) else f"example {text_at(lines[key][0], 'id') or key}"
         answers = (_shown(wrong[0].get("gold")), _shown(wrong[0].get("prediction")))
-        rows.append(
-            [
-                texts.get(key) or short(clean(text), 240),
-                *answers,
-                f"{len(wrong)} of {len(lines[key])}",
-                significant(losses[key]),
-            ]
-        )
-    head = ("Text", "Right", "Predicted", "Wrong in", "Loss")
-    return Table(f"{task.title}: worst errors", head, rows, 3, "Highest loss, a mean over seeds." if rows else "")
+        text = texts.get(key) or short(clean(text), 240)
+        rows.append([*answers, f"{len(wrong)} of {len(lines[key])}", text, significant(losses[key])])
+    head = ("Right", "Predicted", "Wrong in", "Text", "Loss")
+    return Table(f"{task.title}: worst errors", head, rows, 4, "Highest loss, a mean over seeds." if rows else "")
 
 
 def _shown(value: Any) -> str:

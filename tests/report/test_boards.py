@@ -238,10 +238,10 @@ def test_confusions_and_worst_errors(tmp_path: Path):
     (task,) = errors.read(tmp_path / "finetune", [row("rte", [0.8, 0.8])], Collected("x", "x"))
     assert errors.confusion(task) == {("yes", "yes"): 9, ("yes", "no"): 3, ("no", "no"): 7, ("no", "yes"): 1}
     table = errors.worst(task)
-    assert [(cells[0], cells[3]) for cells in table.rows] == [
+    assert [(cells[3], cells[2]) for cells in table.rows] == [
         ("example 5", "2 of 2"), ("example 9", "1 of 2"), ("example 4", "1 of 2"),
     ]  # fmt: skip
-    assert table.rows[0][1:3] == ["yes", "no"]
+    assert table.rows[0][:2] == ["yes", "no"]
     (shown,) = errors.context([task], {"confusion0": object()})
     assert shown.figure == "confusion0"
     assert "2 seeds added up" in shown.caption
@@ -273,8 +273,8 @@ def test_numbers_and_lists_have_no_matrix_but_worst_errors(tmp_path: Path):
     (task,) = errors.read(tmp_path, [], Collected("x", "x"))
     assert errors.figures([task]) == {}
     table = errors.worst(task)
-    assert [cells[0] for cells in table.rows] == [f"example {n}" for n in range(14, 4, -1)]
-    assert table.rows[0][1:3] == ["4.000", "2.600"]
+    assert [cells[3] for cells in table.rows] == [f"example {n}" for n in range(14, 4, -1)]
+    assert table.rows[0][:2] == ["4.000", "2.600"]
 
 
 def test_texts_come_from_the_tokens_the_model_read(tmp_path: Path):
@@ -289,10 +289,10 @@ def test_texts_come_from_the_tokens_the_model_read(tmp_path: Path):
     write_predictions(tmp_path, [[False] * 3], ["yes", "no", "no"])
     (task,) = errors.read(tmp_path, [], Collected("x", "x"))
     rows = errors.worst(task).rows
-    assert [cells[0] for cells in rows[1:]] == ["red fish | blue bird", "the cat runs | a dog"]
-    assert rows[0][0] == "< script > x ( ) < / script > | old"
+    assert [cells[3] for cells in rows[1:]] == ["red fish | blue bird", "the cat runs | a dog"]
+    assert rows[0][3] == "< script > x ( ) < / script > | old"
     (tmp_path / "rte" / "dev-tokens.jsonl").write_text('{"input_ids": [1]}\n')  # of another dev set
-    assert [cells[0] for cells in errors.worst(task).rows] == ["example 2", "example 1", "example 0"]
+    assert [cells[3] for cells in errors.worst(task).rows] == ["example 2", "example 1", "example 0"]
 
 
 def test_a_runs_page_shows_errors_as_text(tmp_path: Path):
@@ -306,7 +306,7 @@ def test_a_runs_page_shows_errors_as_text(tmp_path: Path):
     html = render(run)
     text = text_of(html)
     assert (
-        f"python-docs: worst errors Text Right Predicted Wrong in Loss example {payload} {payload} numpy 1 of 1" in text
+        f"python-docs: worst errors Right Predicted Wrong in Text Loss {payload} numpy 1 of 1 example {payload}" in text
     )
     assert "Confusion matrix of python-docs: 33.3" in html
 
