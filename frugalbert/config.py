@@ -1090,6 +1090,8 @@ class Finetune(Section):
     blimp: Literal["exact", "one-pass"] = "exact"
     """Pseudo-log-likelihood with every token masked in turn, or from one pass over the whole sentence, which is cheap,
     sees what it scores and is labelled so."""
+    blimp_pairs: Count | None = None
+    """Score only the first so many pairs of each paradigm; all 1,000 take an hour on one core."""
     sweep: Sweep | None = None
     """Try several settings."""
     agora: Agora | None = None

@@ -54,7 +54,10 @@ def build(section: config.Finetune, inputs: dict[str, Path], out: Path, machine:
         rows += bench.agora(jobs[0])
     order = [job.data.task.name for job in jobs]
     rows.sort(key=lambda row: order.index(row["carrier"]))  # stable: what starts from another task comes last
-    pairs = {init: blimp.evaluate(scorer, bench.data, out / "blimp" / init) for init, scorer in scorers.items()}
+    pairs = {
+        init: blimp.evaluate(scorer, bench.data, out / "blimp" / init, section.blimp_pairs)
+        for init, scorer in scorers.items()
+    }
     rows += [results.blimp_row(init, found) for init, found in pairs.items()]
     results.gains(rows)
     run.write_json(out / "results.json", rows)
