@@ -4,7 +4,7 @@ Of each training file three parts, disjoint, by a hash of the text: up to 20,000
 regression on words and pairs of words; `--examples` for the student, of which a bit more than a quarter steers (E) and
 the rest is D; and texts whose labels nobody sees. QQP is the 9k sample, so its scores are not GLUE's. Students are
 trials of `frugalbert.finetune`, best epoch on E, two settings (learning rates). Accuracy on the
-official dev set, which chooses nothing; intervals: 95 %, Student's t over paired seeds. What is compared:
+official dev set, which chooses nothing here (the two learning rates were once picked with it in sight); intervals: 95 %, Student's t over paired seeds. What is compared:
 
   agora          frugalbert.finetune.agora; new texts by a masked LM (the encoder) and by dropout, three per mistake
   plain          the grid on D, chosen by E, again with other seeds until Agora's steps are spent

@@ -282,11 +282,23 @@ def board(source: Source, section: Finetune, rows: list[dict[str, Any]], pairs: 
     return {
         "model": Path(source.name).name if Path(source.name).is_dir() else source.name,
         "identity": source.identity,
+        "parameters": _parameters(Path(source.name)),
         "settings": section.model_dump(mode="json", exclude={"model", "data"}, exclude_defaults=True),
         "rows": rows,
         "blimp": pairs,
         "scores": found,
     }
+
+
+def _parameters(folder: Path) -> int | None:
+    """Weights in a directory's files; None for what is no directory here."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, framework="numpy") as file:
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return total or None
 
 
 def gains(rows: list[dict[str, Any]]) -> None:

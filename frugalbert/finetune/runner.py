@@ -63,6 +63,7 @@ def build(section: config.Finetune, inputs: dict[str, Path], out: Path, machine:
     run.write_json(out / "results.json", rows)
     board = results.board(bench.source, section, rows, pairs)
     run.write_json(out / "board.json", board)
+    _sweep_up(out)  # of workers that were killed
     results.show(rows)
     results.show_scores(board["scores"])
     headlines: dict[str, Any] = {}
@@ -92,6 +93,9 @@ def check(section: config.Finetune, datas: Sequence[Data]) -> None:
         raise ValueError(
             "finetune.sweep chooses by scores: write select: train (the dev set stays untouched) or select: dev"
         )
+    if section.sweep:
+        for data in datas:
+            sweep.axes(section.sweep, len(data.train))
 
 
 def _waves(section: config.Finetune, jobs: list[trial.Job]) -> list[list[tuple[trial.Job, str]]]:
