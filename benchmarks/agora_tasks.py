@@ -3,8 +3,8 @@
 Of each training file three parts, disjoint, by a hash of the text: up to 20,000 examples for the teacher, a logistic
 regression on words and pairs of words; `--examples` for the student, of which a bit more than a quarter steers (E) and
 the rest is D; and texts whose labels nobody sees. QQP is the 9k sample, so its scores are not GLUE's. Students are
-trials of `frugalbert.finetune`, best epoch on E, two settings (learning rates). Accuracy on the
-official dev set, which chooses nothing here (the two learning rates were once picked with it in sight); intervals: 95 %, Student's t over paired seeds. What is compared:
+trials of `frugalbert.finetune`, best epoch on E, two settings (learning rates, once picked with the dev set in sight).
+Accuracy on the official dev set, which chooses nothing here; intervals: 95 %, Student's t over paired seeds. Compared:
 
   agora          frugalbert.finetune.agora; new texts by a masked LM (the encoder) and by dropout, three per mistake
   plain          the grid on D, chosen by E, again with other seeds until Agora's steps are spent
