@@ -40,12 +40,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--pooling", choices=["cls", "mean"], default="mean", help="what the classifiers read")
     parser.add_argument("--workers", type=int, default=2, help="trials at a time")
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "board.json"))
     return parser.parse_args()
 
 
 def main() -> None:
+    from pretrained_vs_random import with_pooling
     from throughput import environment, save
 
     from frugalbert import config, run
@@ -53,10 +55,11 @@ def main() -> None:
 
     options = parse()
     run.catch_signals()
+    work = Path(options.work)
+    model = with_pooling(Path(options.model), options.pooling, work.parent)
     settings = {**RECIPE, "tasks": tuple(options.tasks), "seeds": tuple(options.seeds), "data": options.data}
     section = config.Finetune.model_validate(settings)
-    work = Path(options.work)
-    board.evaluate(options.model, section, work, config.Machine(threads=options.threads, workers=options.workers))
+    board.evaluate(str(model), section, work, config.Machine(threads=options.threads, workers=options.workers))
     found = run.read_json(work / "board.json")
     for pairs in found["blimp"].values():
         pairs.pop("paradigms")

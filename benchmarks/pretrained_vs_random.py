@@ -44,6 +44,7 @@ def parse() -> argparse.Namespace:
 def with_pooling(model: Path, pooling: str, folder: Path) -> Path:
     """A copy of the model's directory whose classification head reads `[CLS]` or the mean of the tokens."""
     copy = folder / f"model-{pooling}"
+    folder.mkdir(parents=True, exist_ok=True)
     if not copy.exists():
         shutil.copytree(model, copy)
         settings = json.loads((copy / "config.json").read_text())

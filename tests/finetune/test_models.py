@@ -9,8 +9,7 @@ import torch
 
 from frugalbert import config, run
 from frugalbert.finetune import models, runner
-from frugalbert.finetune.tasks import Data
-from frugalbert.finetune.tasks import resolve
+from frugalbert.finetune.tasks import Data, resolve
 from tests.finetune.test_runner import check_saved_model, section, write_task
 
 ARCHS = [
