@@ -215,7 +215,9 @@ def evaluate(
     own = [f"tasks=[{tasks}]", "epochs=auto", *([f"data={data}"] if data else [])]
     section = section_from(Finetune, [*own, *(setting for setting in given if not setting.startswith(where))])
     machine = section_from(Machine, [text.removeprefix(where) for text in given if text.startswith(where)])
-    target = out or Path("evals") / (Path(model).name or "model")
+    from frugalbert.finetune.models import title
+
+    target = out or Path("evals") / title(model).replace("/", "-")
     board.evaluate(model, section, target, machine)
     print(target / "board.json")
 

@@ -1016,7 +1016,7 @@ class TaskSettings(Section):
 
     start: Annotated[str, Field(pattern=r"^from task [A-Za-z0-9._-]+$")] | None = None
     """`from task mnli`: also start from the encoder fine-tuned on that task of this run, with a new head (STILTs,
-    arXiv 1811.01088); results stand beside those without."""
+    arXiv 1811.01088); results stand beside those without, and the model that is kept is this one."""
     learning_rate: Positive | None = None
     """As in `finetune`."""
     batch_size: Count | None = None

@@ -23,6 +23,9 @@ def evaluate(model: str, section: config.Finetune, out: Path, machine: config.Ma
     section = section.model_copy(update={"model": name})
     if out.is_dir() and any(out.iterdir()) and not (out / MARK).exists():
         raise ValueError(f"{out} exists and is no earlier evaluation; name a new directory with --out")
+    before = run.read_json(out / MARK).get("model") if (out / MARK).exists() else name
+    if before != name:
+        raise ValueError(f"{out} is the evaluation of {before}; name another directory with --out")
     out.mkdir(parents=True, exist_ok=True)
     with run.Lock(out):
         run.write_json(out / MARK, {"model": name, "settings": section.model_dump(mode="json", exclude_defaults=True)})

@@ -184,7 +184,7 @@ def _question_rows(coder: Coder, examples: list[Example], lengths: Lengths) -> l
             offsets = np.full((len(ids), 2), -1, dtype=np.int32)
             offsets[begins[1] : begins[1] + len(window)] = window.offsets
             target = np.full(2, coder.first(ids), dtype=np.int64)
-            if example.answers:
+            if example.answers and example.starts[0] >= 0:
                 first, stop = passage.tokens(example.starts[0], example.starts[0] + len(example.answers[0]))
                 if start <= first < stop <= start + len(window):
                     target = np.array([first, stop - 1]) - start + begins[1]

@@ -238,19 +238,28 @@ def _new_head(model: Any, fresh: Any) -> None:
 def label_order(source: Source, data: Data) -> list[int] | None:
     """For a model used as it is: the position, among its outputs, of each of the task's classes; by name.
 
-    None = the task's own order. Raises ValueError if the model's classes are others.
+    None = the task's own order. Raises ValueError if the model's classes are others, or as many as the task has not.
     """
-    names = {_plain(str(name)): int(number) for number, name in (source.config.id2label or {}).items()}
-    wanted = [_plain(name) for name in data.labels]
-    if not wanted or all(name.startswith("label") for name in names):
+    if data.task.type == "question-answering":
         return None
-    missing = [label for label, name in zip(data.labels, wanted, strict=True) if name not in names]
-    if missing or len(names) != len(wanted):
-        raise ValueError(
-            f"{source.name} knows the classes {', '.join(map(str, source.config.id2label.values()))}, and "
-            f"{data.task.title} has {', '.join(data.labels)}; it cannot be evaluated as it is (train: true)"
-        )
-    order = [names[name] for name in wanted]
+    found = {str(name): int(number) for number, name in (source.config.id2label or {}).items()}
+    wanted = data.labels if data.task.type not in ("regression", "multiple-choice") else ()
+    refusal = (
+        f"{source.name} knows the classes {', '.join(found)}, and {data.task.title} has "
+        f"{', '.join(wanted) or 'one number'}; it cannot be evaluated as it is (train: true)"
+    )
+    if len(found) != (len(wanted) or 1):
+        raise ValueError(refusal)
+    if not wanted:
+        return None
+    names = found if set(found) == set(wanted) else {_plain(name): number for name, number in found.items()}
+    keys = list(wanted) if names is found else [_plain(name) for name in wanted]
+    if all(name.startswith("label") for name in names) and set(names) != set(keys):
+        run.say(f"{source.name} does not name its classes; they are taken in the order {', '.join(wanted)}")
+        return None
+    if set(names) != set(keys):
+        raise ValueError(refusal)
+    order = [names[key] for key in keys]
     return None if order == list(range(len(order))) else order
 
 
@@ -275,3 +284,11 @@ def headed(base: Any, data: Data, dropout: float) -> Any:
 def _why(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:160]
+
+
+def title(name: str) -> str:
+    """What a model is called on a board: `RUN/pretrain` for the model of a run, else the directory's or hub's name."""
+    path = Path(name)
+    if not path.is_dir():
+        return name
+    return "/".join(path.resolve().parts[-3:-1]) if path.name == "model" else path.resolve().name

@@ -13,7 +13,7 @@ import numpy as np
 from frugalbert.config import Finetune
 from frugalbert.finetune import metrics, scores
 from frugalbert.finetune.features import Features
-from frugalbert.finetune.models import Source
+from frugalbert.finetune.models import Source, title
 from frugalbert.finetune.tasks import Data, Example, Task
 from frugalbert.finetune.trial import Job, predict
 
@@ -88,7 +88,8 @@ def evaluate(
             predicted = [[job.data.labels[tag] for tag in tags] for tags in predicted]
     extra |= _probabilities(features, found)
     if features.targets is not None:
-        extra["loss"] = losses(features, found, len(examples))
+        values = losses(features, found, len(examples))
+        extra["loss"] = [value if math.isfinite(value) else None for value in values]  # no right option: no loss
     lines = _lines(examples, job.data.labels, features.kind, predicted, extra)
     known = features.targets is not None
     scores = metrics.score(task.metrics, examples, predicted, job.data.labels) if known else {}
@@ -280,7 +281,7 @@ def board(source: Source, section: Finetune, rows: list[dict[str, Any]], pairs: 
         if sum(task in figures[init] for _, task, _ in needed.columns) > 1
     ]
     return {
-        "model": Path(source.name).name if Path(source.name).is_dir() else source.name,
+        "model": title(source.name),
         "identity": source.identity,
         "parameters": _parameters(Path(source.name)),
         "settings": section.model_dump(mode="json", exclude={"model", "data"}, exclude_defaults=True),

@@ -89,6 +89,8 @@ def check(section: config.Finetune, datas: Sequence[Data]) -> None:
             )
     if not section.train and (section.sweep or any(settings.start for settings in section.per_task.values())):
         raise ValueError("finetune.train: false evaluates the model as it is; remove sweep and start, or train")
+    if section.patience and section.select == "none":
+        raise ValueError("finetune.patience waits for a better epoch: write select: train (or dev), or remove it")
     if section.sweep and section.select == "none":
         raise ValueError(
             "finetune.sweep chooses by scores: write select: train (the dev set stays untouched) or select: dev"
@@ -208,10 +210,13 @@ class Bench:
         for number, (job, init, (setting, seed)) in enumerate(todo):
             task = {"job": job.data.task.name, "init": init, "setting": setting, "seed": seed, "slot": number}
             first = seed == (todo[0][2][1] if keep else self.section.seeds[0])
-            kept = init in ("pretrained", models.AS_IT_IS) and first and (keep or not setting)
+            own = self.section.per_task.get(job.data.task.name, config.TaskSettings())
+            start = own.start.replace("from task ", trials.FROM) if own.start else "pretrained"
+            kept = init in (start, models.AS_IT_IS) and first and (keep or not setting)
             expected = trials.identity(trials.with_setting(job, setting), init, seed)
             places = {"out": str(self.out), "given": self.given, "model": job.source.name}
-            tasks.append({**task, **places, "keep": kept, "identity": expected})
+            tests = bool(trials.submitted(job))
+            tasks.append({**task, **places, "keep": kept, "tests": tests, "identity": expected})
         steps = [trials.with_setting(job, setting).num_steps for job, _, (setting, _) in todo]
         if self.workers > 1 or self.machine.scheduler:
             return self._elsewhere(tasks)
@@ -306,6 +311,11 @@ def make_job(data: Data, section: config.Finetune, source: models.Source, machin
     settings = own_settings(section, data)
     if section.train and settings.select == "train":
         train, held = hold_out(data.task, data.train, settings.select_share)
+        if not train or not held:
+            raise ValueError(
+                f"task {data.task.title}: select: train leaves {len(train)} examples to train on and {len(held)} to "
+                "select by; write another select_share, or select: none"
+            )
         data = replace(data, sets={**data.sets, "train": train, "select": held})
     if not section.train:
         data = replace(data, sets={name: part for name, part in data.sets.items() if name != "train"})
@@ -358,6 +368,8 @@ def describe(job: trial.Job) -> None:
         f"{data.task.title}: {sizes} examples, {kind}, median {median:.0f} tokens, {cut} cut at "
         f"{job.settings.max_length}, {what}"
     )
+    if job.settings.class_weights != "none" and data.task.type not in ("classification", "token-classification"):
+        run.say(f"{data.task.title}: class_weights are for classes and tags; here they do nothing")
     for note in data.notes:
         run.say(f"{data.task.title}: {note}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -32,14 +33,22 @@ def with_setting(job: trial.Job, setting: dict[str, Any]) -> trial.Job:
 
 def identity(job: trial.Job, init: str, seed: int) -> str:
     """Hash of all that decides a trial's result: settings, data, weights, precision; not where it runs."""
-    left_out = {"tasks", "data", "model", "seeds", "random_baseline", "per_task", "sweep", "agora"}
+    left_out = {"tasks", "data", "model", "seeds", "random_baseline", "per_task", "sweep", "agora", "predict_test"}
+    left_out |= {"blimp", "blimp_pairs"}
     settings = job.settings.model_dump(mode="json", exclude=left_out)
     task = [job.data.task.name, job.data.task.type, job.data.task.metrics, job.data.labels]
     return run.fingerprint([settings, job.texts, task, job.source.identity, job.precision, init, seed])
 
 
 def digest_of(data: Data) -> str:
-    return run.fingerprint({name: [[x.digest, x.label] for x in part] for name, part in data.sets.items()})
+    """Of all that is trained and scored on; test sets are only predicted."""
+    return run.fingerprint(
+        {
+            name: [[x.digest, x.label, x.id, x.group, x.spans, x.answers, x.starts, x.names] for x in part]
+            for name, part in data.sets.items()
+            if not name.startswith("test")
+        }
+    )
 
 
 def folder_of(task: Spec) -> Path:
@@ -62,12 +71,14 @@ def on_disk(task: Spec) -> dict[str, Any] | None:
     if not whole:
         run.say(f"{folder}: damaged, or of other settings; done again")
         return None
-    kept = folder.parent / "model" / "config.json"
-    return None if task["keep"] and not (kept.exists() and _of(folder.parent) == task["identity"]) else result
+    places = [folder.parent, *([folder.parent / "test"] if task.get("tests") else [])]
+    there = task["init"] == models.AS_IT_IS or (folder.parent / "model" / "config.json").exists()
+    kept = there and all(_of(place) == task["identity"] for place in places)
+    return result if kept or not task["keep"] else None
 
 
 def _of(folder: Path) -> str | None:
-    """The identity of the trial whose model a task's folder keeps."""
+    """The identity of the trial whose model, or whose test answers, a folder keeps."""
     try:
         return run.read_json(folder / "model.json")["identity"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -103,7 +114,8 @@ def one(task: Spec, job: trial.Job, report: trial.Report) -> dict[str, Any]:
         run.write_atomic(folder / file, found[name].lines)
     _write_resamples(folder, job, found)
     figures = _figures(job, found)
-    figures["selection"] = max(state.scores) if state.scores else figures["value"]
+    best = state.scores[state.best_epoch - 1] if state.scores else None
+    figures["selection"] = figures["value"] if best is None else metrics.plain(best)
     if state.scores:
         figures |= {"epoch_scores": [metrics.plain(value) for value in state.scores], "best_epoch": state.best_epoch}
     return _finish(task, job, figures, started)
@@ -172,23 +184,31 @@ def _keep(task: Spec, job: trial.Job, model: Any, found: dict[str, results.Found
     """Write the model, and what it says of the test sets and the riders for `frugalbert submit`."""
     out = Path(task["out"]) / task["job"]
     (out / "model.json").unlink(missing_ok=True)
-    if task["init"] != models.AS_IT_IS:
+    if task["init"] == models.AS_IT_IS:
+        shutil.rmtree(out / "model", ignore_errors=True)  # of an earlier call that trained
+    else:
         with run.publish(out / "model") as work, quiet():
             model.cpu().save_pretrained(work)
             model.to(job.device)
             job.source.tokenizer.model_max_length = job.settings.max_length
             job.source.tokenizer.save_pretrained(work)
     about = {"identity": task["identity"], "task": task["job"], "trial": folder_of(task).name}
-    riders = {rider.name for rider in job.data.riders}
-    answered = job.data.task.type == "question-answering" or job.data.task.name.startswith("race")
-    sets = [name for name in found if name.startswith("test") or name in riders or (answered and name == "dev")]
-    if job.settings.predict_test and sets:
+    sets = submitted(job)
+    if sets:
         with run.publish(out / "test") as work:
             for name in sets:
                 (work / f"{name}.jsonl").write_text(found[name].lines, encoding="utf-8")
             files = {f"{name}.jsonl": run.sha256(work / f"{name}.jsonl") for name in sets}
             run.write_json(work / "model.json", {**about, "files": files})
     run.write_json(out / "model.json", about)
+
+
+def submitted(job: trial.Job) -> list[str]:
+    """The sets whose predictions are kept for `frugalbert submit`; none without `predict_test`."""
+    riders = {rider.name for rider in job.data.riders}
+    answered = job.data.task.type == "question-answering" or job.data.task.name.startswith("race")
+    sets = [name for name in job.features if name.startswith("test") or name in riders or (answered and name == "dev")]
+    return sets if job.settings.predict_test else []
 
 
 def _finish(task: Spec, job: trial.Job, figures: dict[str, Any], started: float) -> dict[str, Any]:

@@ -90,6 +90,10 @@ def test_a_saved_model_is_evaluated_as_it_is(tiny, tmp_path):
         row = run.read_json(tmp_path / f"again-{task.name}" / "results.json")[0]
         assert row["init"] == models.AS_IT_IS
         assert row["train_examples"] == 0
+        result = tmp_path / f"again-{task.name}" / task.name / "as-it-is-seed0" / "result.json"
+        written = result.stat().st_mtime_ns
+        build(tmp_path / f"again-{task.name}", again)
+        assert result.stat().st_mtime_ns == written  # finished is finished
 
 
 def test_labels_are_mapped_by_name(tiny, tmp_path, capsys):
@@ -151,6 +155,7 @@ def test_a_task_starts_from_another_ones_encoder_with_a_new_head(tiny, tmp_path,
     assert same == {name for name in started if name.startswith("bert.")}
     moved = {name for name in started if not torch.equal(started[name], plain[name])}
     assert {"bert.embeddings.word_embeddings.weight", "classifier.weight"} <= moved
+    assert run.read_json(tmp_path / "out" / "other" / "model.json")["trial"] == "from-classification-seed0"
 
 
 @pytest.mark.parametrize(
@@ -216,6 +221,37 @@ def test_the_best_epoch_is_kept_and_patience_ends_a_trial(tiny, tmp_path, monkey
     row = results(tmp_path / "out")["classification", "pretrained"]
     assert row["train_examples"] < 48
     assert "share of the training examples" in row["selection"]
+
+
+def test_an_undefined_epoch_is_the_worst_one(tiny, tmp_path, monkeypatch):
+    values = iter([float("nan"), 0.1, 0.05])
+    monkeypatch.setattr("frugalbert.finetune.trials._selection", lambda job, model, scale: next(values))
+    given = section(tiny, [write_task(tmp_path)], seeds=[0], epochs=3.0, select="train", random_baseline=False)
+    build(tmp_path / "out", given)
+    result = run.read_json(tmp_path / "out" / "classification" / "pretrained-seed0" / "result.json")
+    assert (result["epoch_scores"], result["best_epoch"], result["selection"]) == ([None, 0.1, 0.05], 2, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"select": "train", "select_share": 0.001}, "leaves 24 examples to train on and 0 to select by"),
+     ({"patience": 2}, "finetune.patience waits for a better epoch")],
+)  # fmt: skip
+def test_selections_that_cannot_be(tiny, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path / "out", section(tiny, [write_task(tmp_path, count=24)], **settings))
+
+
+def test_other_gold_answers_are_another_trial(tiny, tmp_path):
+    task = write_kind(tmp_path, "question-answering")
+    given = section(tiny, [task], seeds=[0], random_baseline=False)
+    build(tmp_path / "out", given)
+    before = run.read_json(tmp_path / "out" / "answers" / "pretrained-seed0" / "result.json")["identity"]
+    path = tmp_path / "answers.json"
+    path.write_text(path.read_text().replace('{"text": "cat", "answer_start": 0}', '{"text": "ca", "answer_start": 0}'))
+    build(tmp_path / "out", given)
+    after = run.read_json(tmp_path / "out" / "answers" / "pretrained-seed0" / "result.json")["identity"]
+    assert before != after
 
 
 def test_layer_decay_and_class_weights(tiny):
