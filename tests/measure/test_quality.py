@@ -161,6 +161,8 @@ def test_examples_are_spread_over_the_file(tmp_path: Path):
     answers = [json.dumps({"gold": f"label {number}"}) for number in range(2000)]
     (folder / "dev-tokens.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "pretrained-seed3" / "predictions.jsonl").write_text("\n".join(answers) + "\n")
+    assert quality.task_examples(tmp_path, "task") == []  # the kept model's trial is seed 0's unless it says otherwise
+    (folder / "model.json").write_text(json.dumps({"trial": "pretrained-seed3"}))
     found = quality.task_examples(tmp_path, "task")
     numbers = [example["input_ids"][0] for example in found]
     assert (len(numbers), numbers[0]) == (512, 0)
