@@ -17,14 +17,13 @@ from frugalbert.cli import app
 from frugalbert.measure import table
 from frugalbert.model.arch import Arch
 from frugalbert.model.cost import forward_flops
-from tests.test_pipeline import _write_project
+from tests.test_pipeline import DATA, _write_project
 
-HEAD = """
+HEAD = f"""
 name: search
-machine: {device: cpu, threads: 1, workers: 1, compile: false, micro_batch: 8}
-corpus: {sources: [texts], held_out: 0.05, min_characters: 20}
-tokenizer: {vocab_size: 128}
-shards: {length: 32}
+machine: {{device: cpu, threads: 1, workers: 1, compile: false, micro_batch: 8}}
+{DATA}
+shards: {{length: 32}}
 """
 """The first sections of every such run."""
 

@@ -14,29 +14,33 @@ from pathlib import Path
 import pytest
 
 STAGES = ("corpus", "tokenizer", "shards", "pretrain", "finetune", "export", "bench", "report")
-YAML = """
-name: tiny
-machine: {device: cpu, threads: 1, workers: 2, compile: false, micro_batch: 8}
+DATA = """
 corpus: {sources: [texts], held_out: 0.05, min_characters: 20}
 tokenizer: {vocab_size: 128}
-shards: {length: 64}
+"""
+"""What is made of the texts of `_write_project`."""
+YAML = f"""
+name: tiny
+machine: {{device: cpu, threads: 1, workers: 2, compile: false, micro_batch: 8}}
+{DATA}
+shards: {{length: 64}}
 pretrain:
   arch: modern 2x32 heads=2 ffn=64
   budget: 40steps
   batch_size: 8
   optimizer: muon
   dropout: 0.1
-  mask: {rate: [0.3, 0.15]}
-  checkpoints: {every: 5steps, markers: [0.5]}
-  validation: {rows: 16}
+  mask: {{rate: [0.3, 0.15]}}
+  checkpoints: {{every: 5steps, markers: [0.5]}}
+  validation: {{rows: 16}}
 finetune:
-  tasks: [{name: topic, train: topic.csv, columns: {text: text, label: label}}]
+  tasks: [{{name: topic, train: topic.csv, columns: {{text: text, label: label}}}}]
   seeds: [0, 1]
   epochs: 1.0
   max_length: 32
-export: {formats: [hf, onnx, onnx-int8]}
-bench: {lengths: [16], batch_sizes: [1], repeats: 2, baseline: none}
-report: {}
+export: {{formats: [hf, onnx, onnx-int8]}}
+bench: {{lengths: [16], batch_sizes: [1], repeats: 2, baseline: none}}
+report: {{}}
 """
 SUBJECTS = {
     "river": "water bank stream fish boat bridge flood delta mouth source",

@@ -12,7 +12,7 @@ from frugalbert import config
 from frugalbert.finetune.examples import load
 from frugalbert.finetune.tasks import GLUE, Data, resolve
 from tests.finetune.golden.files import GLUE as OURS
-from tests.finetune.golden.files import MRPC
+from tests.finetune.golden.files import MRPC, changed
 
 COUNTS = {
     "cola": (8551, 1043, 1063),
@@ -119,12 +119,6 @@ def test_mrpc_from_the_original_files(tmp_path):
         glue("mrpc", tmp_path)
 
 
-def changed(title: str, old: str, new: str) -> str:
-    text = OURS[f"{title}/train.tsv"]
-    assert old in text
-    return text.replace(old, new, 1)
-
-
 @pytest.mark.parametrize(
     ("name", "contents", "message"),
     [
@@ -138,11 +132,11 @@ def changed(title: str, old: str, new: str) -> str:
         ("rte", {"train": OURS["WNLI/train.tsv"]}, "line 2: '1' is no label of RTE; its labels are entailment, not"),
         ("rte", {"dev": OURS["RTE/test.tsv"]}, "no column 'label'; a file without labels, .*cannot be the dev set of"),
         ("stsb", {"dev": OURS["STS-B/test.tsv"]}, "no column 'score'; a file without labels"),
-        ("qnli", {"train": changed("QNLI", "label", "lable")}, "no column 'label'; did you mean 'lable'"),
-        ("rte", {"train": changed("RTE", "\tentailment", "\tneutral")}, "line 3: 'neutral' is no label of RTE"),
-        ("stsb", {"train": changed("STS-B", "4.800", "high")}, 'line 2: the label "high" is no number'),
+        ("qnli", {"train": changed("QNLI/train.tsv", "label", "lable")}, "no column 'label'; did you mean 'lable'"),
+        ("rte", {"train": changed("RTE/train.tsv", "\tentailment", "\tneutral")}, "3: 'neutral' is no label of RTE"),
+        ("stsb", {"train": changed("STS-B/train.tsv", "4.800", "high")}, 'line 2: the label "high" is no number'),
         ("rte", {"train": "index\tsentence1\tsentence2\tlabel\n"}, "train.tsv has a header but no examples"),
-        ("rte", {"train": changed("RTE", "1\tA big", "0\tA big")}, "line 3 has the id '0', as has .* line 2"),
+        ("rte", {"train": changed("RTE/train.tsv", "1\tA big", "0\tA big")}, "line 3 has the id '0', as has .* line 2"),
         ("rte", {"train": ""}, r"RTE has no train.tsv \(only dev.tsv, test.tsv\); add the official file, or leave"),
         ("rte", {"train": b"index\tsentence1\tsentence2\tlabel\n0\t\xff\tb\tentailment\n"}, "line 2 is not UTF-8"),
         ("mnli", {"dev_mismatched": ""}, r"MNLI has no dev_mismatched.tsv \(only"),

@@ -15,6 +15,7 @@ from frugalbert.finetune.examples import load
 from frugalbert.finetune.superglue import find_span
 from frugalbert.finetune.tasks import SUPERGLUE, TABLE, Data, resolve
 from tests.finetune.golden.files import SUPERGLUE as OURS
+from tests.finetune.golden.files import changed
 
 COUNTS = {
     "boolq": (0, 3270, 3245),  # the copy at hand has no training file
@@ -159,12 +160,6 @@ def test_a_query_without_its_answer_among_the_candidates(tmp_path):
 # ---- bad input ------------------------------------------------------------------------------------------------------
 
 
-def changed(title: str, old: str, new: str) -> str:
-    text = OURS[f"{title}/train.jsonl"]
-    assert old in text
-    return text.replace(old, new)
-
-
 @pytest.mark.parametrize(
     ("name", "contents", "message"),
     [
@@ -176,14 +171,14 @@ def changed(title: str, old: str, new: str) -> str:
         ("cb", {"train": OURS["RTE/train.jsonl"]}, "line 1: 'not_entailment' is no label of CB"),
         ("cb", {"val": OURS["CB/test.jsonl"]}, "val.jsonl line 1 has no label; a file without them"),
         ("cb", {"train": OURS["CB/train.jsonl"][:-20]}, "train.jsonl line 3 is no JSON"),
-        ("cb", {"train": changed("CB", '"idx": 2', '"idx": 0')}, "line 3 has the id '0', as has .*train.jsonl line 1;"),
-        ("cb", {"train": changed("CB", '"idx": 2', '"idx": "x"')}, "line 3: the idx 'x' is no number"),
-        ("cb", {"train": changed("CB", '"Do cats sing?"', "null")}, "line 3: 'premise' is no text"),
+        ("cb", {"train": changed("CB/train.jsonl", '"idx": 2', '"idx": 0')}, "the id '0', as has .*train.jsonl line 1;"),
+        ("cb", {"train": changed("CB/train.jsonl", '"idx": 2', '"idx": "x"')}, "line 3: the idx 'x' is no number"),
+        ("cb", {"train": changed("CB/train.jsonl", '"Do cats sing?"', "null")}, "line 3: 'premise' is no text"),
         ("cb", {"train": "\n"}, "train.jsonl is empty"),
-        ("copa", {"train": changed("COPA", "effect", "result")}, "asks for 'cause' or 'effect'"),
-        ("wic", {"train": changed("WiC", '"end1": 19', '"end1": 99')}, "sentence1 is at 14–99, .* has 20 characters"),
-        ("record", {"train": changed("ReCoRD", "@placeholder", "somebody")}, "the query has no @placeholder"),
-        ("record", {"train": changed("ReCoRD", '"end": 38', '"end": 999')}, "needs entities, as places inside the pas"),
+        ("copa", {"train": changed("COPA/train.jsonl", "effect", "result")}, "asks for 'cause' or 'effect'"),
+        ("wic", {"train": changed("WiC/train.jsonl", '"end1": 19', '"end1": 99')}, "is at 14–99, .* has 20 characters"),
+        ("record", {"train": changed("ReCoRD/train.jsonl", "@placeholder", "somebody")}, "query has no @placeholder"),
+        ("record", {"train": changed("ReCoRD/train.jsonl", '"end": 38', '"end": 999')}, "as places inside the pas"),
     ],
 )  # fmt: skip
 def test_bad_files_get_one_sentence(tmp_path, name, contents, message):

@@ -366,3 +366,10 @@ def write(folder: Path) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(text.encode())
     return folder
+
+
+def changed(file: str, old: str, new: str) -> str:
+    """A file of GLUE or SuperGLUE with the first `old` as `new`, which must be there."""
+    text = {**GLUE, **SUPERGLUE}[file]
+    assert old in text
+    return text.replace(old, new, 1)
