@@ -171,7 +171,7 @@ def test_a_query_without_its_answer_among_the_candidates(tmp_path):
         ("cb", {"train": OURS["RTE/train.jsonl"]}, "line 1: 'not_entailment' is no label of CB"),
         ("cb", {"val": OURS["CB/test.jsonl"]}, "val.jsonl line 1 has no label; a file without them"),
         ("cb", {"train": OURS["CB/train.jsonl"][:-20]}, "train.jsonl line 3 is no JSON"),
-        ("cb", {"train": changed("CB/train.jsonl", '"idx": 2', '"idx": 0')}, "the id '0', as has .*train.jsonl line 1;"),
+        ("cb", {"train": changed("CB/train.jsonl", '"idx": 2', '"idx": 0')}, "id '0', as has .*train.jsonl line 1;"),
         ("cb", {"train": changed("CB/train.jsonl", '"idx": 2', '"idx": "x"')}, "line 3: the idx 'x' is no number"),
         ("cb", {"train": changed("CB/train.jsonl", '"Do cats sing?"', "null")}, "line 3: 'premise' is no text"),
         ("cb", {"train": "\n"}, "train.jsonl is empty"),
