@@ -3,7 +3,8 @@
 The small tasks of GLUE and SuperGLUE fine-tuned from the encoder and from random weights (same recipe, same seeds,
 nothing chosen on any score) and BLiMP without training. Intervals: over seeds (Student's t of paired differences) and
 over examples (bootstrap). At most 2,000 training examples a task and 50 pairs of a BLiMP paradigm; RTE is the same in
-both boards; MultiRC takes an hour here, WNLI and WSC rank nothing: left out. The scores are not leaderboard scores.
+both boards; MultiRC takes an hour here and is left out; WNLI and WSC are there though they rank nothing. The scores are
+not leaderboard scores.
 
   frugalbert run benchmarks/board_encoder.yaml          # the encoder: 30 minutes of Wikipedia on two cores
   python benchmarks/board.py runs/board-encoder/pretrain/model --data ../shared/data
@@ -19,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-TASKS = "cola sst2 mrpc stsb cb copa superglue-rte axb axg wic blimp".split()
+TASKS = "cola sst2 mrpc stsb cb copa superglue-rte axb axg wic wnli wsc blimp".split()
 TINY = {name: {"epochs": 20.0} for name in ("cb", "copa")}
 RECIPE: dict[str, Any] = {
     "learning_rate": 1e-3,
