@@ -107,20 +107,24 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def set_threads(machine: Machine) -> int:
-    """Set and return torch's CPU threads: `machine.threads`, or the usable cores shared among this host's ranks.
+def pick_threads(machine: Machine) -> int:
+    """CPU threads: `machine.threads`, or the usable cores shared among this host's ranks.
 
     A lone process with `auto` obeys OMP_NUM_THREADS (torchrun sets that to 1 on its own, so there it says nothing).
     """
-    import torch
-
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if machine.threads != "auto":
-        threads = int(machine.threads)
-    elif local_world == 1 and os.environ.get("OMP_NUM_THREADS", "").isdigit():
-        threads = int(os.environ["OMP_NUM_THREADS"])
-    else:
-        threads = max(1, usable_cores() // local_world)
+        return int(machine.threads)
+    if local_world == 1 and os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        return int(os.environ["OMP_NUM_THREADS"])
+    return max(1, usable_cores() // local_world)
+
+
+def set_threads(machine: Machine) -> int:
+    """Set and return torch's CPU threads (`pick_threads`)."""
+    import torch
+
+    threads = pick_threads(machine)
     torch.set_num_threads(threads)
     return threads
 
