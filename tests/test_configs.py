@@ -14,8 +14,8 @@ from frugalbert.model.arch import Arch, LayerArch
 from frugalbert.plan import rows
 from frugalbert.rehearsal import rehearsal
 from frugalbert.space import Space
+from frugalbert.train.assemble import make_recipe
 from frugalbert.train.phases import at, spans
-from frugalbert.train.pretrain import make_recipe
 from frugalbert.yamlfile import load, parse, validate
 from tests.structure import ROOT
 

@@ -20,6 +20,7 @@ from frugalbert.model.arch import Arch
 from frugalbert.model.cost import amdahl, attention_share
 from frugalbert.run import publish, say, write_atomic, write_json
 from frugalbert.train import pretrain
+from frugalbert.train.assemble import Method, row_lengths
 from frugalbert.train.learned_masks import LearnedMasks, Masked, Structure, with_masks
 from frugalbert.train.objectives import MaskedLM
 
@@ -43,7 +44,7 @@ def train_masked(
     section = pretrain.resolved(section, inputs)
     if machine.strategy == "fsdp":
         raise ValueError("machine.strategy fsdp spreads the weights, and masks are learnt by all at once; write ddp")
-    length = max(pretrain.row_lengths(section, inputs["shards"]))
+    length = max(row_lengths(section, inputs["shards"]))
     section.check_density(length)
     structure = Structure(section.structure, length, section.block, section.symmetric)
     if "arch" in section.model_fields_set:
@@ -52,11 +53,11 @@ def train_masked(
     pairs = section.pair_weight > 0.0 and pretrain.has_pairs(inputs["shards"])
     made: list[Masked] = []
 
-    def make(longest: int, vocabulary: Vocabulary) -> pretrain.Method:
+    def make(longest: int, vocabulary: Vocabulary) -> Method:
         network = pretrain.make_model(section, inputs["yaml"], longest, vocabulary, pairs=pairs)
         made.append(Masked(network, section, structure))
         objective = LearnedMasks(MaskedLM(section.isolate_documents, section.pair_weight if pairs else 0.0))
-        return pretrain.Method(
+        return Method(
             made[0], network, objective, "network.", PASSES, lambda draw: with_masks(draw, section),
             lambda run: made[0].join(run.optimizer),
         )  # fmt: skip

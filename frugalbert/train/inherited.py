@@ -23,8 +23,8 @@ from frugalbert.model import slicing
 from frugalbert.model.arch import Arch
 from frugalbert.model.modeling import FrugalForMaskedLM
 from frugalbert.run import RECORD, read_json
+from frugalbert.train.assemble import row_lengths
 from frugalbert.train.batches import HeldOut
-from frugalbert.train.pretrain import row_lengths
 from frugalbert.train.slices import SliceLosses, SuperNetwork
 
 ROWS_AT_ONCE = 32

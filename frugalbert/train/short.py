@@ -24,15 +24,14 @@ from torch import Tensor
 from frugalbert import dist
 from frugalbert.budget import Clock
 from frugalbert.config import Machine, Pretrain, ShortRecipe
-from frugalbert.data import tokenizer as tokenizers
-from frugalbert.data.masking import Batch, Vocabulary
+from frugalbert.data.masking import Batch
 from frugalbert.data.rows import read_index
 from frugalbert.run import fingerprint
 from frugalbert.train import pretrain
-from frugalbert.train.batches import HeldOut, Sampler
+from frugalbert.train.assemble import Method, Rows, assemble
+from frugalbert.train.batches import HeldOut
 from frugalbert.train.loop import train
 from frugalbert.train.objectives import MaskedLM
-from frugalbert.train.optim import make_optimizer
 from frugalbert.train.state import Run
 
 PLACES = ("shards", "tokenizer", "yaml")
@@ -99,47 +98,21 @@ def section_of(task: dict[str, Any]) -> Pretrain:
 
 
 def _assemble(section: Pretrain, task: dict[str, Any], out: Path) -> Run:
-    """As `pretrain.run_training` does, without its announcements and summary."""
     shards, tokenizer, yaml = (Path(task[name]) for name in PLACES)
-    device = dist.pick_device(Machine(device=task["device"]))
+    machine = Machine(device=task["device"], compile=False)
     shared = section.model_dump_json(exclude={"arch"})
-    sampler, held_out, names = _data(shared, shards, tokenizer, device, read_index(shards)["checksum"])
-    length = held_out.set.length
-    model: Any = pretrain.make_model(section, yaml, length, sampler.vocabulary).to(device)
-    objective = MaskedLM(section.isolate_documents)
-    run = Run(
-        model=model,
-        parallel=model,
-        optimizer=make_optimizer(model, pretrain.optimizer_settings(section), yaml),
-        device=device,
-        precision=dist.pick_precision(section.precision, device),
-        recipe=pretrain.make_recipe(section, yaml),
-        clock=Clock(),
-        out=out,
-        draw=sampler.draw,
-        objective=objective,
-        write_model=pretrain.writer(model, names),
-        micro_batch=pretrain.first_micro_batch(
-            section, Machine(), device, pretrain.Method(model, model, objective), length
-        ),
-        micro_batch_fixed=False,
-        trial=device.type == "cuda",
-    )
-    run.validate = _validator(run, held_out)
+    rows = _rows(shared, shards, tokenizer, dist.pick_device(machine), read_index(shards)["checksum"])
+    model = pretrain.make_model(section, yaml, rows.longest, rows.sampler.vocabulary)
+    method = Method(model, model, MaskedLM(section.isolate_documents))
+    run = assemble(section, machine, yaml, out, rows, method, Clock())
+    run.validate = _validator(run, rows.held_out)
     return run
 
 
 @functools.lru_cache(maxsize=2)
-def _data(
-    section: str, shards: Path, tokenizer: Path, device: torch.device, checksum: str
-) -> tuple[Sampler, HeldOut, Any]:
-    """Batches and rows, kept for the next training by the same recipe: here the shards are verified."""
-    parsed = Pretrain.model_validate_json(section)
-    names = tokenizers.load(tokenizer)
-    vocabulary = Vocabulary.from_tokenizer(names).to(device)
-    lengths = pretrain.row_lengths(parsed, shards)
-    sampler = Sampler(parsed, shards, lengths, vocabulary, tokenizers.digest(tokenizer))
-    return sampler, HeldOut(shards, lengths[0], vocabulary, parsed.validation.rows, at_end=True), names
+def _rows(section: str, shards: Path, tokenizer: Path, device: torch.device, checksum: str) -> Rows:
+    """Kept for the next training by the same recipe: here the shards are verified."""
+    return Rows.open(Pretrain.model_validate_json(section), shards, tokenizer, device, at_end=True)
 
 
 def _validator(run: Run, held_out: HeldOut) -> Callable[[Callable[[], None]], dict[str, float]]:

@@ -116,6 +116,7 @@ class Run:
     trackers: dist.Trackers | None = None
     micro_batch: int = 1  # sequences of the first row length in memory at once
     micro_batch_fixed: bool = True  # False: a smaller one that an earlier process came to is kept
+    compiled: bool = False
     trial: bool = False  # a pass before the first step: compiles, finds the micro-batch
     state: State = field(default_factory=State)
     average: dict[str, Tensor] = field(default_factory=dict)

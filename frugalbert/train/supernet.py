@@ -20,6 +20,7 @@ from frugalbert.progress import number
 from frugalbert.run import read_json, say, write_atomic
 from frugalbert.space import Space
 from frugalbert.train import pretrain
+from frugalbert.train.assemble import Draw, Method, row_lengths
 from frugalbert.train.importance import sort_by_importance
 from frugalbert.train.slices import OnlySampled, Sampling, SliceLosses, SuperNetwork, validated_archs, with_archs
 from frugalbert.train.state import Run
@@ -43,7 +44,7 @@ def build(section: Supernet, inputs: dict[str, Path], out: Path, machine: Machin
     machine = machine.model_copy(update={"compile": False})
     models: list[SuperNetwork] = []
 
-    def make(longest: int, vocabulary: Vocabulary) -> pretrain.Method:
+    def make(longest: int, vocabulary: Vocabulary) -> Method:
         teacher = load_teacher(section, space, inputs["yaml"], vocabulary)
         network = make_network(section, space, inputs, vocabulary)
         model = SuperNetwork(network, section.layers, teacher)
@@ -64,7 +65,7 @@ def build(section: Supernet, inputs: dict[str, Path], out: Path, machine: Machin
                 run.draw = OnlySampled(model, run.optimizer).watch(run.draw)
 
         passes = len(sampling.draw(0, 0.5))
-        return pretrain.Method(model, network, objective, "network.", passes, change(sampling), prepare)
+        return Method(model, network, objective, "network.", passes, change(sampling), prepare)
 
     metrics = pretrain.run_training(section, inputs, out, machine, make)
     if models[0].fit is not None and metrics:
@@ -72,14 +73,14 @@ def build(section: Supernet, inputs: dict[str, Path], out: Path, machine: Machin
     return metrics
 
 
-def change(sampling: Sampling) -> Callable[[pretrain.Draw], pretrain.Draw]:
+def change(sampling: Sampling) -> Callable[[Draw], Draw]:
     return lambda draw: with_archs(draw, sampling)
 
 
 def make_network(section: Supernet, space: Space, inputs: dict[str, Path], vocabulary: Vocabulary) -> Any:
     """The encoder of the largest architecture, from the seed or from `start`, important units first."""
     largest = space.largest()
-    lengths = pretrain.row_lengths(section, inputs["shards"])
+    lengths = row_lengths(section, inputs["shards"])
     if max(lengths) > largest.max_length:
         raise ValueError(f"the space's encoders read {largest.max_length} tokens; write shards.length of at most that")
     network = pretrain.first_weights(section, largest, inputs["yaml"], vocabulary)

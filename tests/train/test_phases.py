@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from frugalbert.config import Phase
-from frugalbert.train import loop, pretrain
+from frugalbert.train import assemble, loop
 from frugalbert.train.batches import Sampler
 from frugalbert.train.phases import at, per_token, spans, tokens_per_step
 from tests.train import small_run, toy
@@ -38,7 +38,7 @@ def test_a_schedule_of_its_own():
     """p counts from where the phase begins; what has no rate of its own goes on with the schedule before it."""
     phases = [{"length": 64, "share": 0.3, "learning_rate": 1e-2, "warmup": 0.5}, {"length": 32, "share": 0.2}]
     values = section(phases=phases, warmup=0.1, curve="poly", learning_rate=5e-3, budget="100steps")
-    recipe = pretrain.make_recipe(values, Path())
+    recipe = assemble.make_recipe(values, Path())
     rates = {step: recipe.rate(step / 100) for step in (0, 4, 5, 49, 50, 60, 75, 90, 99)}
     second = {step: (step / 100 - 0.5) / 0.5 for step in rates}
     assert rates == pytest.approx({
@@ -46,7 +46,7 @@ def test_a_schedule_of_its_own():
         75: 2 * math.sqrt(0.5), 90: 2 * math.sqrt(1 - second[90]), 99: 2 * math.sqrt(1 - second[99]),
     }, abs=1e-7)  # fmt: skip
     assert [recipe.schedule(step / 100) for step in (0, 49, 50, 99)] == [0, 0, 1, 1]
-    plain = pretrain.make_recipe(section(phases=[{"length": 64, "share": 0.3}], warmup=0.1), Path())
+    plain = assemble.make_recipe(section(phases=[{"length": 64, "share": 0.3}], warmup=0.1), Path())
     assert [plain.rate(p) for p in (0.05, 0.1, 0.55, 1.0)] == pytest.approx([0.5, 1.0, 0.5, 0.0])
     assert plain.schedule(0.99) == 0
 
@@ -56,7 +56,7 @@ def test_through_the_change_of_phase_as_if_nothing_had_happened(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ):
     """Killed before, at and after it; the optimizer's steps begin anew once, in whichever process is there."""
-    recipe = pretrain.make_recipe(section(phases=TWO, budget="20steps", learning_rate=1e-3), Path())
+    recipe = assemble.make_recipe(section(phases=TWO, budget="20steps", learning_rate=1e-3), Path())
     recipe = toy.changed(rate=recipe.rate, schedule=recipe.schedule)
     whole = toy.go(tmp_path / "whole", recipe, name=name)
     counts = {int(state["step"]) for state in whole.optimizer.state.values()}

@@ -17,7 +17,7 @@ from frugalbert.config import Mask
 from frugalbert.data.masking import IGNORED, Vocabulary
 from frugalbert.data.tokenizer import digest, load
 from frugalbert.model.arch import Arch
-from frugalbert.train import batches, pretrain
+from frugalbert.train import assemble, batches, pretrain
 from frugalbert.train.batches import HeldOut, Sampler, mask_rate, my_pieces, shares
 from frugalbert.train.objectives import MaskedLM, generator_arch
 from tests.train import small_run, toy
@@ -39,7 +39,7 @@ def trained(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 def sampler_of(inputs: dict[str, Path], **values: Any) -> Sampler:
     section = small_run.section(**values)
     words = Vocabulary.from_tokenizer(load(inputs["tokenizer"]))
-    lengths = pretrain.row_lengths(section, inputs["shards"])
+    lengths = assemble.row_lengths(section, inputs["shards"])
     return Sampler(section, inputs["shards"], lengths, words, digest(inputs["tokenizer"]))
 
 

@@ -70,7 +70,7 @@ def test_everything_but_the_architecture_is_shared(inputs: dict[str, Path], tmp_
     ]
     assert found[0] == found[-1]
     assert len({json.dumps(row) for row in found}) == 4
-    short._data.cache_clear()
+    short._rows.cache_clear()
     assert without_time(short.score(task(inputs, tmp_path, seed=1))) == found[1], (
         "a seed's own data, whatever came before"
     )
