@@ -296,6 +296,15 @@ class Phase(Section):
         return self
 
 
+class Ramp(Section):
+    """A global batch that grows: by doubling, along a straight line over the first part of the budget."""
+
+    start: Count
+    """Sequences of the first global batch."""
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of the budget after which the batch has its full size."""
+
+
 class Validation(Section):
     """Held-out masked-LM loss: the same fixed rows and the same masks every time, at 15 % masks."""
 
@@ -353,6 +362,9 @@ class Training(Section):
     """Stop at this share of the budget although the schedules are made for all of it (24hBERT's longer schedules)."""
     batch_size: Count = 256
     """Global batch in sequences of the first row length; later phases keep the number of tokens, unless they say so."""
+    batch_ramp: Ramp | None = None
+    """Begin with a smaller batch, which learns more per token while the loss is high; the rates are lower meanwhile, by
+    the square root of the batches' ratio."""
     optimizer: str = "adamw"
     """`adamw`, `bertadam` (the same without bias correction, as BERT's own), `muon` (matrices; AdamW for the rest),
     `lamb`, `adam`, `sgd`, `file.py:function` beside the YAML, a name that installed packages register (entry point
@@ -411,6 +423,10 @@ class Training(Section):
             )
         if sum(phase.share for phase in self.phases) >= 1.0:
             raise ValueError("the shares of phases add up to the whole budget; leave some for the first row length")
+        if self.batch_ramp and self.batch_ramp.start >= self.batch_size:
+            raise ValueError(f"batch_ramp.start must be below batch_size {self.batch_size}, to which it grows")
+        if self.batch_ramp and self.batch_ramp.share + sum(phase.share for phase in self.phases) > 1.0:
+            raise ValueError("batch_ramp.share reaches into the phases; lower it")
         if self.warmup >= 1.0:
             raise ValueError("warmup 1.0 leaves nothing to train at the peak rate; write a share such as 0.06")
         return self
@@ -743,8 +759,8 @@ class Attention(Training):
             raise ValueError("toeplitz-priced has symmetric distances alone; remove global_positions and symmetric")
         if self.structure == "block-toeplitz" and not self.symmetric:
             raise ValueError("structure: block-toeplitz is symmetric; remove symmetric: false")
-        if self.levels == 2 and self.phases:
-            raise ValueError("levels: 2 has rows of one length; remove phases")
+        if self.levels == 2 and (self.phases or self.batch_ramp):
+            raise ValueError("levels: 2 has rows of one length in batches of one size; remove phases and batch_ramp")
         if self.layers_per_group is not None and self.share != "layers":
             raise ValueError("layers_per_group belongs to share: layers; remove it or set share")
         if self.sum and self.penalty is None:

@@ -176,7 +176,8 @@ def first_micro_batch(section: Training, machine: Machine, device: torch.device,
     Few large pieces are faster: each one casts and differentiates the whole vocabulary. A GPU that has less memory than
     the estimate wants halves it in the trial before the first step.
     """
-    share = -(-section.batch_size // dist.world())
+    fixed_shapes = section.batch_ramp if device.type == "cuda" else None  # every other one is compiled again
+    share = -(-(fixed_shapes.start if fixed_shapes else section.batch_size) // dist.world())
     if machine.micro_batch != "auto":
         return min(share, machine.micro_batch)
     config = method.kept.config

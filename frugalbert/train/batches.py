@@ -77,8 +77,10 @@ class Sampler:
                 self.orders[length] = HalfOrder(found.rows, section.seed, self.batch_size(length))
 
     def batch_size(self, length: int) -> int:
-        """Rows per global batch where rows of this length are first used."""
-        return max(dist.world(), next(span.rows for span in self.spans if span.length == length))
+        """Rows of the largest global batch where rows of this length are first used."""
+        first = next(span.schedule for span in self.spans if span.length == length)
+        sizes = [span.rows for span in self.spans if (span.length, span.schedule) == (length, first)]
+        return max(dist.world(), *sizes)
 
     def draw(self, progress: float, samples: dict[str, int], micro_batch: int) -> Drawn:
         """The next global batch; `samples` says how many rows of each length have been used."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from frugalbert.config import Mask, Training
+from frugalbert.config import Mask, Ramp, Training
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Span:
 def spans(section: Training, first: int) -> list[Span]:
     """The budget's parts in order: rows of `first` tokens, then the phases, which take their shares at its end."""
     start, tokens = 1.0 - sum(phase.share for phase in section.phases), section.batch_size * first
-    found = [Span(0.0, start, first, section.batch_size, section.mask, warmup=section.warmup)]
+    whole = Span(0.0, start, first, section.batch_size, section.mask, warmup=section.warmup)
+    found = _ramp(whole, section.batch_ramp) if section.batch_ramp else [whole]
     for phase in section.phases:
         before, mask = found[-1], section.mask
         if phase.max_predictions is not None:
@@ -53,6 +54,19 @@ def spans(section: Training, first: int) -> list[Span]:
         start += phase.share
     ends = {span.schedule: span.end for span in found[:-1]} | {found[-1].schedule: 1.0}
     return [replace(span, finish=ends[span.schedule]) for span in found]
+
+
+def _ramp(whole: Span, ramp: Ramp) -> list[Span]:
+    """The span in parts of doubling batches, each from where the straight line passes it; rates by the square root."""
+    sizes = [ramp.start]
+    while 2 * sizes[-1] < whole.rows:
+        sizes.append(2 * sizes[-1])
+    sizes.append(whole.rows)
+    starts = [ramp.share * (size - ramp.start) / (whole.rows - ramp.start) for size in sizes]
+    ends = [*starts[1:], whole.end]
+    peaks = [(size / whole.rows) ** 0.5 for size in sizes]
+    parts = zip(starts, ends, sizes, peaks, strict=True)
+    return [replace(whole, start=low, end=high, rows=rows, peak=peak) for low, high, rows, peak in parts]
 
 
 def at(found: Sequence[Span], progress: float) -> Span:

@@ -83,6 +83,8 @@ def announce(run: Run, section: Training, sampler: Sampler, kept: Any, flops: fl
         settings = {"packed": section.isolate_documents, "dropout": section.dropout > 0.0}
         say(f"{run.stage}: {attention_summary(arch, length, run.device.type, **settings)}")
     pieces = -(-size // (run.micro_batch * dist.world()))
+    if section.batch_ramp:
+        say(f"{run.stage}: batches of {section.batch_ramp.start} sequences, doubled until they have {size}")
     say(
         f"{run.stage}: {size} x {length} = {number(size * length)} tokens a step in {pieces} micro-batches on "
         f"{dist.world()} {run.device.type}, {torch.get_num_threads()} threads, {run.precision} "
@@ -104,7 +106,7 @@ def _expected(run: Run, sampler: Sampler, speed: float) -> tuple[float, float]:
     steps = {
         "steps": budget.amount,
         "tokens": budget.amount / per_step,
-        "epochs": budget.amount * found.rows / sampler.batch_size(sampler.first),
+        "epochs": budget.amount * found.rows * found.fill * sampler.first / per_step,
         "seconds": budget.amount * speed / per_step,
     }[budget.kind] * run.recipe.stop_at
     return steps, steps * per_step / speed

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from frugalbert.config import Phase
 from frugalbert.train import assemble, loop
@@ -32,6 +33,38 @@ def test_the_parts_of_a_budget():
     assert [part.rows for part in own] == [8, 3, 6], "as many tokens as the phase before"
     assert tokens_per_step(own) == pytest.approx(0.25 * 8 * 32 + 0.5 * 3 * 64 + 0.25 * 6 * 32)
     assert per_token(own, lambda part: part.length) == pytest.approx((64 * 32 + 96 * 64 + 48 * 32) / (64 + 96 + 48))
+
+
+def test_a_batch_that_grows():
+    """Each doubling begins where the straight line passes it; rates go with the square root; phases come after it."""
+    values = section(
+        batch_size=48, batch_ramp={"start": 8, "share": 0.5}, warmup=0.0, curve="constant", budget="100steps",
+        phases=[{"length": 64, "share": 0.2}],
+    )  # fmt: skip
+    found = spans(values, 32)
+    assert [part.rows for part in found] == [8, 16, 32, 48, 24]
+    assert [part.start for part in found] == pytest.approx([0.0, 0.5 * 8 / 40, 0.5 * 24 / 40, 0.5, 0.8])
+    assert [low.end for low in found[:-1]] == pytest.approx([high.start for high in found[1:]])
+    assert {(part.schedule, part.begin, part.finish) for part in found} == {(0, 0.0, 1.0)}
+    recipe = assemble.make_recipe(values, Path())
+    assert [recipe.rate(part.start) for part in found] == pytest.approx(
+        [math.sqrt(n / 48) for n in (8, 16, 32, 48, 48)]
+    )
+
+
+def test_a_growing_batch_uses_every_row_once(tmp_path: Path):
+    """The rows of the steps follow each other, whatever their number, and a step is its batch's rows."""
+    inputs = small_run.prepare(tmp_path)
+    values = small_run.section(batch_size=12, batch_ramp={"start": 3, "share": 0.6}, budget="20steps")
+    rows = assemble.Rows.open(values, inputs["shards"], inputs["tokenizer"], torch.device("cpu"))
+    samples: dict[str, int] = {}
+    sizes = []
+    for step in range(20):
+        drawn = rows.sampler.draw(step / 20, samples, 4)
+        before, samples = sum(samples.values()), drawn.samples
+        sizes.append(sum(len(micro.batch.input_ids) for micro in drawn.micros))
+        assert sum(samples.values()) - before == sizes[-1]
+    assert sizes == [3] * 4 + [6] * 8 + [12] * 8
 
 
 def test_a_schedule_of_its_own():
@@ -104,3 +137,15 @@ def _sampler(inputs: dict[str, Path], values: dict[str, Any]) -> Sampler:
 def test_a_warm_up_needs_a_rate():
     with pytest.raises(ValueError, match="add learning_rate to the phase"):
         Phase(length=64, share=0.1, warmup=0.1)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"batch_ramp": {"start": 8}}, "batch_ramp.start must be below batch_size 8, to which it grows"),
+        ({"batch_ramp": {"start": 4, "share": 0.9}, "phases": TWO}, "batch_ramp.share reaches into the phases; lower"),
+    ],
+)
+def test_ramps_that_are_none(values: dict[str, Any], sentence: str):
+    with pytest.raises(ValueError, match=sentence):
+        section(batch_size=8, **values)
