@@ -24,6 +24,7 @@ _PUBLIC = {
     "FrugalModel": "frugalbert.model.modeling",
     "FrugalForMaskedLM": "frugalbert.model.modeling",
     "FrugalForSequenceClassification": "frugalbert.model.modeling",
+    "Encoder": "frugalbert.measure.encoder",
     "run_file": "frugalbert.stages",
 }
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
 import queue
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from frugalbert import run
 from frugalbert.config import Bench, Machine
 from frugalbert.dist import pick_device, processor_name
+from frugalbert.measure.models import Model, find_models
 from frugalbert.progress import number
 
 FILE = "latency.jsonl"
@@ -34,68 +33,9 @@ BERT_BASE = {
     "max_position_embeddings": 512,
 }
 """Sizes of BERT-base (Devlin et al. 2019)."""
-INT8_OPERATORS = (b"MatMulInteger", b"QLinearMatMul", b"DynamicQuantizeLinear")
 
 
-@dataclass(frozen=True)
-class Model:
-    """Something to time. `kind` is `torch`, `onnx`, `onnx-int8` or `baseline`."""
-
-    name: str
-    kind: str
-    path: Path | None
-    vocab_size: int | None
-    longest: int | None
-    identity: str
-
-
-# ---- what there is to time ------------------------------------------------------------------------------------------
-
-
-def find_models(path: Path) -> list[Model]:
-    """The models at `path`: an ONNX file, a model directory, an export (`hf/`, `onnx/`, `onnx-int8/`), or a run.
-
-    Raises ValueError with one sentence if there is none.
-    """
-    if (path / "export").is_dir():
-        path = path / "export"
-    parts = [path / name for name in ("hf", "onnx", "onnx-int8") if (path / name).is_dir()]
-    if parts:
-        return [model for part in parts for model in find_models(part)]
-    if path.suffix == ".onnx":
-        return [_onnx_model(path)]
-    beside = [_onnx_model(path / "model.onnx")] if (path / "model.onnx").is_file() else []
-    if beside and not list(path.glob("model.safetensors*")):
-        return beside
-    from frugalbert.measure.models import max_length, read_model_config
-
-    config = read_model_config(path)
-    weights = [run.sha256(file) for file in sorted(path.glob("model*.safetensors"))]
-    name = path.resolve().name
-    model = Model(name, "torch", path, config.get("vocab_size"), max_length(config), run.fingerprint(weights))
-    return [model, *beside]
-
-
-def _onnx_model(path: Path) -> Model:
-    from frugalbert.measure.models import max_length
-    from frugalbert.measure.session import require_onnx
-
-    require_onnx()
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; name an .onnx file or a model directory")
-    config = {}
-    with contextlib.suppress(OSError, ValueError):
-        config = run.read_json(path.with_name("config.json"))
-    kind = "onnx-int8" if _mentions(path, INT8_OPERATORS) else "onnx"
-    name = path.resolve().parent.name if path.name == "model.onnx" else path.name
-    return Model(name, kind, path, config.get("vocab_size"), max_length(config), run.sha256(path)[:16])
-
-
-def _mentions(path: Path, words: tuple[bytes, ...]) -> bool:
-    if path.stat().st_size == 0:
-        return False
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return any(data.find(word) >= 0 for word in words)
+# ---- what there is to time beside it ---------------------------------------------------------------------------------
 
 
 def _baseline(section: Bench, models: list[Model]) -> list[Model]:

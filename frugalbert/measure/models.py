@@ -6,7 +6,10 @@ own classes, models of a type that transformers knows with its classes, anything
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,9 @@ HEADS = {
 """Ending of a class name in `architectures` -> the Auto class of transformers that loads it."""
 
 
+FORMS = ("hf", "onnx", "onnx-int8")
+"""Directories of an export."""
+INT8_OPERATORS = (b"MatMulInteger", b"QLinearMatMul", b"DynamicQuantizeLinear")
 SERVED = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 """Heads that are deployed with their encoder."""
 
@@ -151,11 +157,87 @@ def copy_tokenizer(sources: list[Path], out: Path) -> bool:
 
 
 def max_length(config: Any) -> int | None:
-    """Most tokens the model reads at once, if its configuration (object or mapping) says so."""
-    value = (config if isinstance(config, dict) else config.to_dict()).get("max_position_embeddings")
-    return value if isinstance(value, int) and value > 0 else None
+    """Most tokens the model reads at once, if its configuration (object or mapping) says so.
+
+    RoBERTa's positions begin behind the padding id.
+    """
+    values = config if isinstance(config, dict) else config.to_dict()
+    value = values.get("max_position_embeddings")
+    if not isinstance(value, int) or value <= 0:
+        return None
+    return value - (values.get("pad_token_id", 1) + 1 if "roberta" in str(values.get("model_type")) else 0)
 
 
 def load_for_serving(path: Path) -> Any:
     """What one deploys: a model for a task whole, any other as its encoder."""
     return load_model(path, encoder_only=head_of(read_model_config(path)) not in SERVED)
+
+
+# ---- what there is to time or to serve ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Model:
+    """Something to time. `kind` is `torch`, `onnx`, `onnx-int8` or `baseline`."""
+
+    name: str
+    kind: str
+    path: Path | None
+    vocab_size: int | None
+    longest: int | None
+    identity: str
+
+
+def _inside(path: Path) -> Path:
+    """Of a run its export, or what it pre-trained; anything else as it is."""
+    inner = (path / "export", path / "pretrain" / "model")
+    return next((place for place in inner if place.is_dir()), path)
+
+
+def find_served(path: Path) -> Path:
+    """The directory or ONNX file that is opened for `path`: of several forms PyTorch's, exact and as fast."""
+    path = _inside(path)
+    path = next((path / name for name in FORMS if (path / name).is_dir()), path)
+    if (path / "model.onnx").is_file() and not list(path.glob("model*.safetensors")):
+        return path / "model.onnx"
+    return path
+
+
+def find_models(path: Path) -> list[Model]:
+    """The models at `path`: an ONNX file, a model directory, an export (`hf/`, `onnx/`, `onnx-int8/`), or a run.
+
+    Raises ValueError with one sentence if there is none.
+    """
+    path = _inside(path)
+    parts = [path / name for name in FORMS if (path / name).is_dir()]
+    if parts:
+        return [model for part in parts for model in find_models(part)]
+    if path.suffix == ".onnx":
+        return [_onnx_model(path)]
+    beside = [_onnx_model(path / "model.onnx")] if (path / "model.onnx").is_file() else []
+    if beside and not list(path.glob("model.safetensors*")):
+        return beside
+    config = read_model_config(path)
+    weights = [run.sha256(file) for file in sorted(path.glob("model*.safetensors"))]
+    name = path.resolve().name
+    model = Model(name, "torch", path, config.get("vocab_size"), max_length(config), run.fingerprint(weights))
+    return [model, *beside]
+
+
+def _onnx_model(path: Path) -> Model:
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; name an .onnx file or a model directory")
+    config = {}
+    with contextlib.suppress(OSError, ValueError):
+        config = run.read_json(path.with_name("config.json"))
+    kind = "onnx-int8" if is_int8(path) else "onnx"
+    name = path.resolve().parent.name if path.name == "model.onnx" else path.name
+    return Model(name, kind, path, config.get("vocab_size"), max_length(config), run.sha256(path)[:16])
+
+
+def is_int8(path: Path) -> bool:
+    """Whether an ONNX file computes with 8-bit numbers."""
+    if path.stat().st_size == 0:
+        return False
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return any(data.find(word) >= 0 for word in INT8_OPERATORS)

@@ -11,9 +11,9 @@ import numpy as np
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
-def require_onnx() -> None:
-    """Raises ValueError naming the extra if a package that ONNX files need is not installed."""
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+def require_onnx(*names: str) -> None:
+    """Raises ValueError naming the extra if one of these packages (default: all for ONNX files) is not installed."""
+    missing = [name for name in names or ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise ValueError(
             f"ONNX files need the package {missing[0]}, which is not installed; `pip install 'frugalbert[onnx]'`, or "
@@ -23,7 +23,7 @@ def require_onnx() -> None:
 
 def open_session(path: Path, threads: int = 1) -> Any:
     """An ONNX Runtime CPU session with a fixed number of threads. Raises ValueError for what is no usable ONNX file."""
-    require_onnx()
+    require_onnx("onnxruntime")
     import onnxruntime
 
     if not path.is_file():

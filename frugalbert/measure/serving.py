@@ -1,0 +1,169 @@
+"""A model directory, an ONNX file or a module in; functions from token ids to outputs out, as one deploys them.
+
+PyTorch runs in bf16 where the hardware multiplies it and the model's outputs stay what they were (`BF16_COSINE`),
+compiled layer by layer if wanted; ONNX Runtime in the number format of the file. Several batches are spread over the
+cores, one each: threads that share one matrix product wait for each other, in small models most of the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from frugalbert import dist, run
+from frugalbert.measure.models import is_int8
+
+BF16_COSINE = 0.999
+"""Least mean cosine of a model's hidden states in bf16 with those in fp32 for which `auto` chooses bf16."""
+PROBE = (4, 32)
+COMPILED = ((2, 9, False), (1, 9, False), (3, 17, True))
+"""Batch, length and padding of the calls that compile: one row, several, and several that need a mask are graphs."""
+GRAPHS = 64
+Inputs = dict[str, np.ndarray[Any, Any]]
+Forward = Callable[[Inputs, int], Any]
+"""(inputs, CPU threads) -> float32 values on the model's device."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """`outputs` has `last_hidden_state` (batch, tokens, `width`), `logits` (batch, labels), or both.
+
+    Inputs are `input_ids`, `attention_mask` and perhaps `token_type_ids`, int64 (batch, tokens). `config`: config.json;
+    `threads`: CPU threads it may use; `compile_seconds`: what compiling took, None = not compiled.
+    """
+
+    outputs: dict[str, Forward]
+    width: int
+    config: dict[str, Any]
+    device: str
+    precision: str
+    threads: int
+    compile_seconds: float | None = None
+
+
+def spread(work: Callable[[Inputs, int], Any], batches: Sequence[Inputs], threads: int) -> list[Any]:
+    """`work` of every batch, in order: each on one core, as many at a time as there are threads; a lone one on all."""
+
+    def one(batch: Inputs) -> Any:
+        run.check_stop()
+        return work(batch, 1 if shared else threads)
+
+    shared = threads > 1 and len(batches) > 1
+    if not shared:
+        return [one(batch) for batch in batches]
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(one, batches))
+    finally:
+        if torch := sys.modules.get("torch"):  # it remembers the last setting of any thread for new ones
+            torch.set_num_threads(torch.get_num_threads())
+
+
+def serve_onnx(path: Path, threads: int) -> Served:
+    """An ONNX file on the CPU; its config.json beside it is read if it is there. Raises ValueError."""
+    from frugalbert.measure.session import feed, open_session
+
+    session = functools.cache(functools.partial(open_session, path))  # a thread pool each: most need only one of them
+    config = {}
+    with contextlib.suppress(OSError, ValueError):
+        config = run.read_json(path.with_name("config.json"))
+    node = session(threads).get_outputs()[0]
+    width = node.shape[-1] if isinstance(node.shape[-1], int) else config.get("hidden_size", 0)
+
+    def forward(inputs: Inputs, number: int) -> Any:
+        return session(number).run([node.name], feed(session(number), inputs))[0]
+
+    return Served({node.name: forward}, width, config, "cpu", "int8" if is_int8(path) else "fp32", threads)
+
+
+def serve_torch(model: Any, device: Any, precision: str, threads: int, *, compiled: bool = False) -> Served:
+    """A module in evaluation mode, moved to `device`. `precision`: `auto`, `fp32` or `bf16`."""
+    model = model.to(device)
+    encoder = model.base_model
+    chosen = precision if precision != "auto" else _precise_enough(encoder, device)
+
+    def forward(module: Any, name: str) -> Forward:
+        def call(inputs: Inputs, number: int) -> Any:
+            import torch
+
+            tensors = {key: torch.from_numpy(value).to(device) for key, value in inputs.items()}
+            with torch.inference_mode(), dist.autocast(device, chosen), _threads(number):
+                return module(**tensors)[name].float()
+
+        return call
+
+    outputs = {"last_hidden_state": forward(encoder, "last_hidden_state")}
+    if type(model).__name__.endswith("ForSequenceClassification"):
+        outputs["logits"] = forward(model, "logits")
+    threads = threads if device.type == "cpu" else 1
+    seconds = compile_blocks(encoder, outputs["last_hidden_state"], {1, threads}) if compiled else None
+    return Served(outputs, encoder.config.hidden_size, model.config.to_dict(), device.type, chosen, threads, seconds)
+
+
+def _precise_enough(encoder: Any, device: Any) -> str:
+    """`bf16` where the hardware multiplies it and this encoder's hidden states hardly change, otherwise `fp32`."""
+    import torch
+
+    from frugalbert.measure.onnx import make_batch
+
+    if not dist.multiplies_bf16(device):
+        return "fp32"
+    inputs = {name: value.to(device) for name, value in make_batch(encoder, PROBE).items()}
+    valid_BT = inputs["attention_mask"].bool()
+    with torch.inference_mode():
+        exact = encoder(**inputs).last_hidden_state[valid_BT]
+        with dist.autocast(device, "bf16"):
+            rough = encoder(**inputs).last_hidden_state[valid_BT].float()
+    cosine = torch.nn.functional.cosine_similarity(exact, rough, dim=-1).mean().item()
+    return "bf16" if cosine >= BF16_COSINE else "fp32"
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """torch's CPU threads during a call; the caller's setting comes back after it."""
+    import torch
+
+    before = torch.get_num_threads()
+    if number != before:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        if number != before:
+            torch.set_num_threads(before)
+
+
+def compile_blocks(encoder: Any, forward: Forward, threads: set[int]) -> float | None:
+    """Compile the encoder's layers for all shapes, by calls of `forward`. Seconds; None = it failed, which is said.
+
+    Layers of one kind share their graphs, so a deep encoder costs no more than a shallow one.
+    """
+    import torch
+
+    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    blocks = dist.blocks(encoder)
+    for block in blocks:
+        block.compile(dynamic=True)
+    start = time.perf_counter()
+    try:
+        for batch, length, padded in COMPILED:
+            inputs = {name: np.ones((batch, length), dtype=np.int64) for name in ("input_ids", "attention_mask")}
+            inputs["attention_mask"][1:, -1] -= padded
+            for number in threads:
+                forward(inputs, number)
+    except Exception as error:  # the compilers of torch and of the system have no error in common
+        for block in blocks:
+            block._compiled_call_impl = None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        run.say(f"torch.compile does not work here ({reason}); the model runs uncompiled")
+        return None
+    return time.perf_counter() - start
