@@ -101,9 +101,11 @@ class Machine(Section):
     scheduler: str | None = None
     """A Dask scheduler (`tcp://host:8786`, `tls://…`) that prepares data on other machines; none = local processes."""
     micro_batch: Literal["auto"] | Count = "auto"
-    """Sequences in memory at once; the global batch is reached by accumulation. `auto` halves it on out-of-memory."""
+    """Sequences in memory at once; the global batch is reached by accumulation. `auto`: the fastest of a few that fit,
+    tried before the first step of all but short trainings; halved on out-of-memory."""
     compile: Literal["auto"] | bool = "auto"
-    """torch.compile of one encoder block, reused by all layers. `auto`: on a GPU for budgets over 10 minutes."""
+    """torch.compile of one encoder block, reused by all layers. `auto`: tried, and kept if it is faster, where 10
+    minutes (on a CPU 15) of training follow. Without a compiler it is left out, with a line that says why."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """With several ranks: replicas (`ddp`), or parameters spread over them (`fsdp`, for large models)."""
     trackers: Texts = ()
@@ -401,7 +403,8 @@ class Training(Section):
     """Longer rows for the last part of the budget, e.g. `[{length: 512, share: 0.1}]`; perhaps with a rate, a batch and
     a cap of masks of their own."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of matrix products (weights stay fp32). `auto`: bf16 where the hardware multiplies it, else fp32."""
+    """Of matrix products (weights stay fp32). `auto`: bf16 where the hardware multiplies it, else fp32; on a
+    CPU with bf16 whichever a trial before the first step finds faster, in all but short trainings."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Initial weights, data order, masks and dropout."""
     validation: Validation = Validation()
@@ -1146,6 +1149,13 @@ class Bench(Section):
     """CPU threads."""
     repeats: Count = 30
     """Timed calls per cell, after warm-up."""
+    texts: Annotated[int, Field(ge=0)] = 32
+    """Real texts of mixed lengths (paragraphs of Python's manual) that are tokenised and encoded as well: in batches of
+    about the same length, and in batches of the largest of `batch_sizes` as they come. 0 = none."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """Of PyTorch models on the CPU. `auto`: bf16 where the CPU multiplies it and the results keep a cosine of 0.999."""
+    compile: bool = False
+    """Time PyTorch models compiled (torch.compile) as well; what compiling took is told beside it."""
     baseline: Literal["bert-base", "none"] = "bert-base"
     """What to time beside it: stock BERT-base with random weights (time does not depend on their values)."""
 

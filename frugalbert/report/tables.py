@@ -45,7 +45,7 @@ MOST_ROWS = 60
 SETTING = ("threads", "batch_size", "length")
 COSTS = {
     "train": "training steps", "wait": "waiting for data", "validation": "validation", "checkpoint": "checkpoints",
-    "compile": "compiling", "setup": "setting up",
+    "compile": "compiling", "probe": "trying settings", "setup": "setting up",
 }  # fmt: skip
 TITLES = {
     "corpus": "Corpus", "tokenizer": "Tokenizer", "shards": "Shards", "space": "Space",

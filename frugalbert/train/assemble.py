@@ -20,6 +20,7 @@ from frugalbert.config import Machine, Training
 from frugalbert.data import tokenizer as tokenizers
 from frugalbert.data.masking import Batch, Vocabulary
 from frugalbert.data.rows import read_index
+from frugalbert.train import probe
 from frugalbert.train.batches import HeldOut, Sampler
 from frugalbert.train.curves import UNSCALED, curve, rate
 from frugalbert.train.optim import OptimizerSettings, make_optimizer
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 ACTIVATIONS = {"cpu": 1 << 30, "cuda": 16 << 30}  # bytes of one micro-batch, unless the YAML says otherwise
-COMPILE_FROM_SECONDS = 600.0
-GRAPHS = 64  # of torch.compile
 Draw = Callable[[float, dict[str, int], int], Drawn]
 
 
@@ -90,7 +89,13 @@ def assemble(
     """The run, ready for `loop.train`. `folder`: where the YAML and its plug-ins are."""
     device, sampler = rows.sampler.device, rows.sampler
     model = method.model.to(device)
-    compiled = compile_blocks(method, section, machine, device)
+    blocks = dist.blocks(model) if method.blocks is None else method.blocks
+    if machine.compile is True:
+        probe.compile_blocks(blocks)  # before FSDP wraps them
+    share = _share(section, device)
+    free = {"micro_batch": machine.micro_batch, "compile": machine.compile if machine.strategy == "ddp" else "as said"}
+    if device.type == "cpu" and dist.multiplies_bf16(device):
+        free["precision"] = section.precision
     run = Run(
         model=model,
         parallel=dist.wrap(model, device, machine.strategy),
@@ -104,10 +109,13 @@ def assemble(
         objective=method.objective,
         write_model=writer(method.kept, rows.tokenizer),
         prefix=method.prefix,
-        micro_batch=first_micro_batch(section, machine, device, method, sampler.first),
+        micro_batch=min(share, _micro_batch(section, machine, device, method, sampler.first)),
         micro_batch_fixed=machine.micro_batch != "auto",
-        compiled=compiled,
-        trial=device.type == "cuda" or compiled,
+        largest_micro_batch=share,
+        free=frozenset(name for name, setting in free.items() if setting == "auto"),
+        blocks=blocks,
+        compiled=machine.compile is True,
+        trial=device.type == "cuda",
     )
     run.validate = validator(run, method.objective, rows.held_out)
     method.prepare(run)
@@ -155,36 +163,24 @@ def make_recipe(section: Training, folder: Path) -> Recipe:
     )
 
 
-def compile_blocks(method: Method, section: Training, machine: Machine, device: torch.device) -> bool:
-    """Compile the encoder's layers one by one (one compilation serves all of a shape). Whether it was done."""
-    wanted = machine.compile
-    if wanted == "auto":
-        short = section.budget.kind == "seconds" and section.budget.amount <= COMPILE_FROM_SECONDS
-        wanted = device.type == "cuda" and not short
-    if wanted:
-        # all layers of all models run through one function of torch, whose graphs count together: one for each kind of
-        # layer, shape and mode; beyond the limit (8 of its own) it would silently not compile
-        torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
-        for block in dist.blocks(method.model) if method.blocks is None else method.blocks:
-            block.compile(dynamic=False)
-    return bool(wanted)
+def _share(section: Training, device: torch.device) -> int:
+    """This rank's sequences of a global batch; of the smallest on a GPU, where every shape is compiled anew."""
+    smallest = section.batch_ramp.start if section.batch_ramp and device.type == "cuda" else section.batch_size
+    return -(-smallest // dist.world())
 
 
-def first_micro_batch(section: Training, machine: Machine, device: torch.device, method: Method, length: int) -> int:
+def _micro_batch(section: Training, machine: Machine, device: torch.device, method: Method, length: int) -> int:
     """Sequences in memory at once: what the YAML says, else as many as an estimate of their activations allows.
 
-    Few large pieces are faster: each one casts and differentiates the whole vocabulary. A GPU that has less memory than
-    the estimate wants halves it in the trial before the first step.
+    Few large pieces are mostly faster: each one casts and differentiates the whole vocabulary.
     """
-    fixed_shapes = section.batch_ramp if device.type == "cuda" else None  # every other one is compiled again
-    share = -(-(fixed_shapes.start if fixed_shapes else section.batch_size) // dist.world())
     if machine.micro_batch != "auto":
-        return min(share, machine.micro_batch)
+        return machine.micro_batch
     config = method.kept.config
     layers = config.to_arch().layers
     per_token = sum(40 * layer.hidden + 10 * layer.ffn + 6 * layer.heads * length for layer in layers)
     per_token += 6 * max(section.mask.rate) * config.vocab_size
-    return min(share, max(1, int(ACTIVATIONS[device.type] / (method.passes * per_token * length))))
+    return max(1, int(ACTIVATIONS[device.type] / (method.passes * per_token * length)))
 
 
 # ---- what the loop calls ---------------------------------------------------------------------------------------------

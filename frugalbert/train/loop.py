@@ -16,7 +16,7 @@ from frugalbert import dist
 from frugalbert.budget import progress
 from frugalbert.config import Validation
 from frugalbert.run import Progress, Stopped, say, stop_requested
-from frugalbert.train import checkpoint
+from frugalbert.train import checkpoint, probe
 from frugalbert.train.state import (
     Run,
     estimate,
@@ -30,7 +30,7 @@ from frugalbert.train.state import (
     write_line,
     write_weights,
 )
-from frugalbert.train.step import accumulate, go_back, halve, is_out_of_memory, take_step
+from frugalbert.train.step import go_back, take_step
 
 SCALE_STUCK = 100  # steps at loss scale 1 before an early stop (24hBERT)
 
@@ -47,7 +47,7 @@ def train(run: Run) -> None:
         for name, seconds in setup.items():
             run.state.costs[name] = run.state.costs.get(name, 0.0) + seconds
         say(f"{run.stage}: continuing at step {run.state.step}, {run.state.progress:.1%} of the budget")
-    if run.micro_batch_fixed or not 0 < run.state.micro_batch < run.micro_batch:
+    if run.micro_batch_fixed or not run.state.micro_batch:
         run.state.micro_batch = run.micro_batch
     try:
         with Progress(run.stage, 1.0) as bar:
@@ -76,7 +76,7 @@ def train(run: Run) -> None:
 
 
 def _begin(run: Run) -> None:
-    """Before the first step: enough disk, a checkpoint, and a trial of the micro-batch where one is wanted."""
+    """Before the first step: enough disk, the settings that are fastest here, and a checkpoint with them."""
     observe(run)
     if not run.state.saved:
         if not healthy(run):
@@ -84,29 +84,10 @@ def _begin(run: Run) -> None:
         if dist.is_main():
             run.folder.mkdir(parents=True, exist_ok=True)
             checkpoint.check_disk(run.folder, estimate(run))
+    probe.settle(run)
+    observe(run)
+    if not run.state.saved:
         save(run)
-    if run.trial:
-        with run.cost("compile"):
-            _trial(run)
-        observe(run)
-
-
-def _trial(run: Run) -> None:
-    """One forward and backward pass without a step: compiles, and halves the micro-batch until it fits on all ranks."""
-    full = True
-    while full:
-        full = False
-        try:
-            drawn = run.draw(run.state.progress, run.state.samples, run.state.micro_batch)
-            accumulate(run, drawn, sync=False)
-        except (RuntimeError, MemoryError) as error:
-            full = is_out_of_memory(error)
-            if not full:
-                raise
-        run.optimizer.zero_grad(set_to_none=True)
-        full = dist.agree([float(full)]) == [1.0]
-        if full:
-            halve(run)
 
 
 def observe(run: Run) -> None:

@@ -72,6 +72,7 @@ class State:
     metrics_bytes: int = 0
     scaler: dict[str, float] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)  # its state that is no tensor
+    settled: dict[str, str | bool] = field(default_factory=dict)  # what was measured to be the fastest
     ended: str = ""
 
     def used(self) -> dict[str, float]:
@@ -116,8 +117,11 @@ class Run:
     trackers: dist.Trackers | None = None
     micro_batch: int = 1  # sequences of the first row length in memory at once
     micro_batch_fixed: bool = True  # False: a smaller one that an earlier process came to is kept
+    largest_micro_batch: int = 1  # this rank's share of the global batch
+    free: frozenset[str] = frozenset()  # of `precision`, `micro_batch`, `compile`: what measuring may choose
+    blocks: list[nn.Module] = field(default_factory=list)  # what may be compiled
     compiled: bool = False
-    trial: bool = False  # a pass before the first step: compiles, finds the micro-batch
+    trial: bool = False  # a pass before the first step shows which micro-batch fits
     state: State = field(default_factory=State)
     average: dict[str, Tensor] = field(default_factory=dict)
     scaler: torch.amp.GradScaler | None = None

@@ -211,12 +211,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def halve(run: Run) -> None:
-    """Halve the micro-batch: the same samples in more pieces. Raises ValueError if it is 1."""
+def clear(run: Run) -> None:
+    """Give back the memory of a pass that failed."""
     run.optimizer.zero_grad(set_to_none=True)
     gc.collect()
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def halve(run: Run) -> None:
+    """Halve the micro-batch: the same samples in more pieces. Raises ValueError if it is 1."""
+    clear(run)
     if run.state.micro_batch <= 1:
         large = "space" if run.stage == "supernet" else "pretrain.arch"
         raise ValueError(f"memory is full even with one sequence at a time; choose a smaller {large}")

@@ -168,7 +168,7 @@ def _summary(run: Run, model: Any, measured: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-COSTS = ("train", "wait", "validation", "checkpoint", "compile", "setup")
+COSTS = ("train", "wait", "validation", "checkpoint", "compile", "probe", "setup")
 
 
 def _say(run: Run, found: dict[str, Any]) -> None:

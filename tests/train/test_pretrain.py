@@ -70,7 +70,7 @@ def test_what_a_finished_stage_leaves(trained: tuple[Path, dict[str, Any]]):
     assert summary["final_validation_loss"] == last["validation_loss"]
     assert summary["tokens"] == train[-1]["tokens"] == last["tokens"]
     assert summary["parameters"] > summary["embedding_parameters"] + summary["encoder_parameters"]
-    assert set(summary["cost_seconds"]) == {"train", "wait", "validation", "checkpoint", "compile", "setup"}
+    assert set(summary["cost_seconds"]) == {"train", "wait", "validation", "checkpoint", "compile", "probe", "setup"}
     assert sum(summary["cost_seconds"].values()) <= summary["seconds"] + 1
     assert 0 < summary["flop_utilisation_of_measured_ceiling"] < 1
     assert (summary["precision"], summary["micro_batch"], summary["threads"]) == ("fp32", 4, 1)

@@ -1,0 +1,189 @@
+"""What is fastest here: micro-batch, precision and compilation, tried for seconds before the first step.
+
+Timed is the step's own forward and backward pass over one micro-batch, without a step; the slowest rank counts. What
+was chosen becomes part of the run's state, so that a run which continues computes as it began. Only what the YAML
+leaves `auto` is tried, and only where enough training follows to pay for it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from frugalbert import dist
+from frugalbert.progress import duration
+from frugalbert.run import say
+from frugalbert.train.state import Drawn, Run
+from frugalbert.train.step import accumulate, clear, halve, is_out_of_memory
+
+WORTH_SECONDS = 60.0  # of training; a shorter one takes what was estimated
+COMPILE_WORTH_SECONDS = {"cpu": 900.0, "cuda": 600.0}  # compiling takes half a minute or more
+CLEAR = 0.97  # another setting must need less than this share of the time
+SMALLER, LARGER = 3, {"cpu": 0, "cuda": 2}  # halvings and doublings of the estimated micro-batch
+PASSES = 3
+GRAPHS = 64  # of torch.compile
+Key = TypeVar("Key")
+
+
+def settle(run: Run) -> None:
+    """Fix the run's micro-batch, precision and compilation, by those of an earlier process or by measuring."""
+    settled = run.state.settled
+    if settled and "precision" in run.free:
+        run.precision = str(settled["precision"])
+    if settled and "compile" in run.free:
+        _compiled(run, bool(settled["compiled"]))
+    if run.trial or run.compiled:
+        with run.cost("compile" if run.compiled else "probe"):
+            _fit(run)
+    if not settled and run.free and _left(run) >= WORTH_SECONDS:
+        _choose(run)
+    run.state.settled = {"precision": run.precision, "compiled": run.compiled}
+
+
+def _choose(run: Run) -> None:
+    """First what is computed in, then how much at once, then whether to compile just that."""
+    started, found = time.perf_counter(), []
+    for name, choose in (("precision", _precision), ("micro_batch", _micro_batch), ("compile", _compile)):
+        if name in run.free:
+            with run.cost("compile" if name == "compile" else "probe"):
+                found.append(choose(run))
+    say(f"{run.stage}: tried for {duration(time.perf_counter() - started)}: {'; '.join(found)}")
+
+
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Compile an encoder's layers one by one: one compilation serves all of a shape."""
+    # all layers of all models run through one function of torch, whose graphs count together: one for each kind of
+    # layer, shape and mode; beyond the limit (8 of its own) it would silently not compile
+    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    for block in blocks:
+        block.compile(dynamic=False)
+
+
+def _compiled(run: Run, wanted: bool) -> None:
+    if wanted and not run.compiled:
+        compile_blocks(run.blocks)
+    elif not wanted:
+        for block in run.blocks:
+            block._compiled_call_impl = None  # as nn.Module has it before `compile`
+    run.compiled = wanted
+
+
+def _precision(run: Run) -> str:
+    times = {}
+    for name in ("bf16", "fp32"):
+        run.precision = name
+        times[name] = _step_seconds(run, run.state.micro_batch)
+    run.precision = _best(times)
+    return _said("precision", times, run.precision)
+
+
+def _micro_batch(run: Run) -> str:
+    """Large pieces first, which are taken unless smaller ones are clearly faster."""
+    first = run.state.micro_batch
+    most = min(run.largest_micro_batch, first << LARGER[run.device.type])
+    sizes = sorted({max(1, min(most, first * 2**power // 2**SMALLER)) for power in range(SMALLER + 3)}, reverse=True)
+    times = {size: _step_seconds(run, size) for size in sizes}
+    run.state.micro_batch = _best(times)
+    return _said("micro-batch", times, run.state.micro_batch)
+
+
+def _compile(run: Run) -> str:
+    if _left(run) < COMPILE_WORTH_SECONDS[run.device.type]:
+        return "not compiled: too little training follows"
+    times = {False: _step_seconds(run, run.state.micro_batch)}
+    _compiled(run, True)
+    _fit(run)
+    if run.compiled:
+        times[True] = _step_seconds(run, run.state.micro_batch)
+    if not _best(times):
+        _compiled(run, False)
+    names = {"compiled" if key else "eager": seconds for key, seconds in times.items()}
+    return _said("torch.compile", names, "compiled" if run.compiled else "eager")
+
+
+def _best(times: dict[Key, float]) -> Key:
+    """The first key that is not clearly slower than the quickest."""
+    least = min(times.values())
+    return next(key for key, seconds in times.items() if CLEAR * seconds <= least)
+
+
+def _said(what: str, times: dict[Any, float], taken: object) -> str:
+    listed = ", ".join(f"{name} {1e3 * seconds:,.0f} ms" for name, seconds in times.items() if seconds < math.inf)
+    return f"{what} {taken} (a step's passes: {listed})"
+
+
+# ---- passes ----------------------------------------------------------------------------------------------------------
+
+
+def _pass(run: Run, drawn: Drawn) -> None:
+    accumulate(run, drawn, sync=False)
+    for parameter in run.model.parameters():  # those of a second optimizer, too
+        parameter.grad = None
+
+
+def _step_seconds(run: Run, micro_batch: int, passes: int = PASSES) -> float:
+    """Seconds of all passes of one step in pieces of `micro_batch`, from its first piece; infinite if none fits."""
+    best, full = math.inf, False
+    try:
+        drawn = run.draw(run.state.progress, run.state.samples, micro_batch)
+        first = Drawn(drawn.micros[:1], drawn.tokens, drawn.samples, drawn.epochs)
+        for _ in range(1 + passes):
+            _wait(run)
+            started = time.perf_counter()
+            _pass(run, first)
+            _wait(run)
+            best = min(best, time.perf_counter() - started)
+        best *= len(drawn.micros)
+    except (RuntimeError, MemoryError) as error:
+        full = is_out_of_memory(error)
+        if not full:
+            raise
+    if full:
+        clear(run)
+    return dist.agree([math.inf if full else best])[0]
+
+
+def _wait(run: Run) -> None:
+    if run.device.type == "cuda":
+        torch.cuda.synchronize(run.device)
+
+
+def _left(run: Run) -> float:
+    """Seconds of training that follow, about."""
+    state, budget = run.state, run.recipe.budget
+    if budget.kind == "seconds":
+        return run.recipe.stop_at * budget.amount - state.seconds
+    drawn = run.draw(state.progress, state.samples, state.micro_batch)
+    per_step = {"steps": 1.0, "tokens": float(drawn.tokens), "epochs": drawn.epochs - state.epochs}[budget.kind]
+    steps = run.recipe.stop_at * budget.amount * (1.0 - state.progress) / max(per_step, 1e-9)
+    return steps * _step_seconds(run, state.micro_batch, passes=0)
+
+
+def _fit(run: Run) -> None:
+    """One pass: compiles, and halves the micro-batch until it fits on all ranks. Without a compiler it stays eager."""
+    full, why = True, "it failed on another rank"
+    while full:
+        full = failed = False
+        try:
+            _pass(run, run.draw(run.state.progress, run.state.samples, run.state.micro_batch))
+        except Exception as error:
+            full, failed = is_out_of_memory(error), run.compiled and _of_compiler(error)
+            if not full and not failed:
+                raise
+            why = str(error).strip().split("\n", 1)[0]
+        full, failed = (value == 1.0 for value in dist.agree([float(full), float(failed)]))
+        if failed:
+            say(f"{run.stage}: torch.compile does not work here and is left out: {why}")
+            _compiled(run, False)
+            full = True
+        elif full:
+            halve(run)
+
+
+def _of_compiler(error: BaseException) -> bool:
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor")) or "compiler" in str(error)
