@@ -1,20 +1,22 @@
-"""Training throughput: our step against Hugging Face's `BertForMaskedLM` with a Trainer-style step, in one run.
+"""Training throughput: our step against `run_mlm.py`-style training with transformers' Trainer, in one run.
 
-The same architecture, vocabulary, row length, batch and optimizer on the same random rows. Arms:
-  ours         the pre-training stage's own step: masking, masked-only head, clipping, fused AdamW, in `--precision`
-  hf-fp32      transformers' defaults: the MLM collator, logits for all tokens, dropout 0.1, AdamW, clipping, fp32
-  hf-bf16      the same under bf16 autocast
-  hf-bf16-best hf-bf16 without dropout: what an attentive user gets
-  trainer-fp32, trainer-bf16   the real `transformers.Trainer` around the same model and collator (`--trainer`)
-Rounds alternate the arms; a ratio is taken within each round, and reported as min / median / max.
+The same architecture, vocabulary and random rows; where ours and theirs differ (batch, precision, masked-only head) is
+what is compared: tokens per second. Arms, each in a process of its own:
+  ours         the pre-training stage's own step as the stage assembles it: settings tried, masking, clipping, optimizer
+  documented   the Trainer as the documentation has it: fp32, batches of 8
+  best         the Trainer with bf16 and the batch size, and torch_compile or not, that a trial shows to be the fastest
+Rounds alternate the arms; a ratio is taken within each round, and reported as min / median / max. Useful operations are
+those of `model/cost.py` with the masked positions alone in the vocabulary, for all arms the same.
 
   python benchmarks/throughput.py                        4x256, vocabulary 30,522, length 128 on 2 pinned cores
+  python benchmarks/throughput.py --sizes 4x256 6x384 12x512 12x768 24x1024 --lengths 128 512 --families bert modern
   python benchmarks/throughput.py --quick --device cuda  a short look
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -23,42 +25,43 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-SPECIAL = {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103, "all": [0, 100, 101, 102, 103]}
+from trainer_arms import SPECIAL  # noqa: E402
+
+FFN = {"bert": 4.0, "modern": 2.5}  # times the hidden size; modern's is gated
+PEAK = {"NVIDIA H200": 989e12, "NVIDIA H100": 989e12, "NVIDIA A100": 312e12}  # dense bf16, the vendor's datasheets
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--arch", default="bert 4x256 heads=4 ffn=1024", help="family bert, so that HF has the same model"
-    )
+    parser.add_argument("--sizes", nargs="+", default=["4x256"], help="layers x hidden size, heads of 64")
+    parser.add_argument("--families", nargs="+", default=["bert"], choices=["bert", "modern"])
+    parser.add_argument("--lengths", nargs="+", type=int, default=[128])
+    parser.add_argument("--arms", nargs="+", default=["ours", "documented", "best"])
     parser.add_argument("--vocab-size", type=int, default=30522)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--micro-batch", type=int, default=0, help="of our arm; 0 = as the stage chooses")
+    parser.add_argument("--batch-tokens", type=int, default=0, help="of our steps; 0 = 4,096, on a GPU 131,072")
     parser.add_argument("--optimizer", default="adamw")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
-    parser.add_argument("--compile", action="store_true", help="of our arm's blocks")
+    parser.add_argument("--compile", default="auto", choices=["auto", "true", "false"], help="of our blocks")
+    parser.add_argument("--no-try-compile", dest="try_compile", action="store_false", help="of the Trainer's best")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=6.0, help="per arm and round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--arms", default="ours,hf-fp32,hf-bf16,hf-bf16-best")
-    parser.add_argument("--trainer", action="store_true")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="2 rounds of 2 seconds, no result file")
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "throughput.json"))
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--arch", help=argparse.SUPPRESS)
+    parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.batch_tokens = options.batch_tokens or (131072 if options.device == "cuda" else 4096)
     if options.quick:
         options.rounds, options.seconds = 2, 2.0
-    if options.trainer and not options.worker:
-        options.arms += ",trainer-fp32,trainer-bf16"
     return options
 
 
@@ -109,161 +112,108 @@ def vocabulary(options: argparse.Namespace) -> Any:
     return Vocabulary(size=options.vocab_size, special=special, ordinary=ordinary, continuation=None, **ids)
 
 
-# ---- our step --------------------------------------------------------------------------------------------------------
+# ---- an arm ----------------------------------------------------------------------------------------------------------
 
 
-def ours(options: argparse.Namespace, folder: Path) -> tuple[Callable[[], None], dict[str, Any]]:
-    """The stage's own step, with everything but validation and checkpoints."""
+def ours(options: argparse.Namespace, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The stage's own run, before its first step."""
     from frugalbert import dist
     from frugalbert.budget import Clock
     from frugalbert.config import Machine, Pretrain
-    from frugalbert.train import pretrain
-    from frugalbert.train.batches import Sampler
-    from frugalbert.train.optim import make_optimizer
-    from frugalbert.train.state import Run
-    from frugalbert.train.step import take_step
+    from frugalbert.train import pretrain, probe
+    from frugalbert.train.assemble import Method, Rows, assemble
+    from frugalbert.train.batches import HeldOut, Sampler
+    from frugalbert.train.objectives import MaskedLM
+    from frugalbert.train.summary import gemm_ceiling
 
     section = Pretrain.model_validate({
-        "arch": options.arch, "budget": "1000000steps", "batch_size": options.batch_size, "warmup": 0.0,
-        "curve": "constant", "optimizer": options.optimizer, "precision": options.precision,
+        "arch": options.arch, "budget": "1000000steps", "batch_size": max(1, options.batch_tokens // options.length),
+        "warmup": 0.0, "curve": "constant", "optimizer": options.optimizer, "mask": {"rate": 0.15},
     })  # fmt: skip
-    machine = Machine.model_validate({
-        "device": options.device, "threads": options.threads, "micro_batch": options.micro_batch or "auto",
-        "compile": options.compile,
-    })  # fmt: skip
+    compiling = {"auto": "auto", "true": True, "false": False}[options.compile]
+    machine = Machine.model_validate({"device": options.device, "threads": options.threads, "compile": compiling})
     device = dist.start(machine)
     words = vocabulary(options).to(device)
     sampler = Sampler(section, folder, [options.length], words, "0" * 64)
-    model = pretrain.make_model(section, folder, options.length, words).to(device)
-    pretrain.compile_blocks(model, section, machine, device)
-    run = Run(
-        model=model, parallel=model, optimizer=make_optimizer(model, pretrain.optimizer_settings(section)),
-        device=device, precision=dist.pick_precision(section.precision, device),
-        recipe=pretrain.make_recipe(section, folder), clock=Clock(), out=folder, draw=sampler.draw,
-        objective=pretrain.make_objective(section), write_model=lambda path, weights: None,
-        micro_batch=pretrain.first_micro_batch(section, machine, device, model, options.length),
-    )  # fmt: skip
+    rows = Rows(None, sampler, HeldOut(folder, options.length, words, 64), options.length)  # type: ignore[arg-type]
+    model = pretrain.make_model(section, folder, options.length, words)
+    objective = MaskedLM(section.isolate_documents)
+    (folder / "pretrain").mkdir()
+    run = assemble(section, machine, folder, folder / "pretrain", rows, Method(model, model, objective), Clock())
     run.state.micro_batch = run.micro_batch
-    about = {"precision": run.precision, "micro_batch": run.micro_batch, "costs": run.state.costs}
-    return lambda: take_step(run), about
-
-
-# ---- Hugging Face ----------------------------------------------------------------------------------------------------
-
-
-def hf_model(options: argparse.Namespace, dropout: float) -> Any:
-    import torch
-    from transformers import BertConfig, BertForMaskedLM
-
-    from frugalbert.model.arch import Arch
-
-    arch = Arch.parse(options.arch)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=options.vocab_size, hidden_size=arch.hidden, num_hidden_layers=len(arch.layers),
-        num_attention_heads=arch.layers[0].heads, intermediate_size=arch.layers[0].ffn,
-        max_position_embeddings=arch.max_length, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
-    )  # fmt: skip
-    return BertForMaskedLM(config).to(options.device).train()
-
-
-def hf_data(options: argparse.Namespace, folder: Path) -> tuple[Any, Any]:
-    """A map-style data set of the same rows, and `run_mlm`'s collator with a tokenizer of the same vocabulary."""
-    import numpy as np
-    from tokenizers import Tokenizer, models
-    from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
-
-    dtype = "<u2" if options.vocab_size <= 65536 else "<u4"
-    path = folder / f"length-{options.length}" / "train-00000.bin"
-    rows = np.fromfile(path, dtype).reshape(-1, options.length).astype(np.int64)
-    names = {SPECIAL[role]: f"[{role.upper()}]" for role in ("pad", "unk", "cls", "sep", "mask")}
-    words = {names.get(number, f"w{number}"): number for number in range(options.vocab_size)}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="[UNK]")),
-        pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
-    )  # fmt: skip
-    masked = [{"input_ids": row.tolist(), "attention_mask": [1] * options.length} for row in rows]
-    return masked, DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
-
-
-def hugging_face(options: argparse.Namespace, folder: Path, arm: str) -> tuple[Callable[[], None], dict[str, Any]]:
-    """The loop of `run_mlm` / Trainer written out: collate, forward, backward, clip, step, schedule, zero."""
-    import torch
-    from torch.utils.data import DataLoader
-
-    model = hf_model(options, 0.0 if arm.endswith("best") else 0.1)
-    data, collator = hf_data(options, folder)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    precision = torch.bfloat16 if "bf16" in arm else torch.float32
-
-    def forever() -> Iterator[Any]:
-        while True:
-            yield from DataLoader(data, options.batch_size, shuffle=True, collate_fn=collator, drop_last=True)
-
-    batches = forever()
-
-    def step() -> None:
-        batch = {name: tensor.to(options.device) for name, tensor in next(batches).items()}
-        with torch.autocast(options.device, precision, enabled=precision == torch.bfloat16):
-            loss = model(**batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-
-    return step, {"precision": "bf16" if "bf16" in arm else "fp32", "dropout": model.config.hidden_dropout_prob}
-
-
-def trainer(options: argparse.Namespace, folder: Path, arm: str) -> tuple[Callable[[], None], dict[str, Any]]:
-    """The real Trainer; one call of what is returned trains 10 steps."""
-    from transformers import Trainer, TrainingArguments
-
-    data, collator = hf_data(options, folder)
-    arguments = TrainingArguments(
-        str(folder / arm), max_steps=10, per_device_train_batch_size=options.batch_size, learning_rate=1e-3,
-        bf16="bf16" in arm, use_cpu=options.device == "cpu", report_to=[], save_strategy="no", disable_tqdm=True,
-        logging_strategy="no",
-    )  # fmt: skip
-    model = hf_model(options, 0.1)
-
-    def ten_steps() -> None:
-        Trainer(model=model, args=arguments, train_dataset=data, data_collator=collator).train()  # type: ignore[arg-type]
-
-    return ten_steps, {"precision": "bf16" if "bf16" in arm else "fp32", "dropout": 0.1, "steps_per_call": 10}
-
-
-# ---- measuring -------------------------------------------------------------------------------------------------------
+    probe.settle(run)
+    tokens = run.state.micro_batch * options.length
+    return run, {
+        "batch_size": section.batch_size,
+        "precision": run.precision,
+        "micro_batch": run.state.micro_batch,
+        "compile": run.compiled,
+        "flops_per_token": objective.flops(model, float(options.length), 0.15),
+        "ceiling_flops": gemm_ceiling(model.config.to_arch(), tokens, device, run.precision),
+    }
 
 
 def work(options: argparse.Namespace) -> None:
     """A worker: makes one arm, then answers each line of seconds with the tokens per second it reached."""
     import torch
+    from trainer_arms import choose, train
 
-    arm = options.worker
+    def wait() -> None:
+        if options.device == "cuda":
+            torch.cuda.synchronize()
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_rows(folder, options)
-        make = ours if arm == "ours" else trainer if arm.startswith("trainer") else hugging_face
-        step, about = make(options, folder) if arm == "ours" else make(options, folder, arm)  # type: ignore[call-arg]
-        tokens = about.get("steps_per_call", 1) * options.batch_size * options.length
-        for line in sys.stdin:
-            calls, started = 0, time.perf_counter()
-            while calls < 2 or time.perf_counter() - started < float(line):
-                step()
-                calls += 1
-            if options.device == "cuda":
-                torch.cuda.synchronize()
-            answer = {"speed": calls * tokens / (time.perf_counter() - started), "about": about}
-            print("answer " + json.dumps(answer), flush=True)
+        if options.worker == "ours":
+            from frugalbert.train.step import take_step
+
+            run, about = ours(options, folder)
+            clock = Stopwatch(about, about["batch_size"] * options.length, wait)
+            while not clock.step_is_over():
+                take_step(run)
+        else:
+            settings, tried = {"batch_size": 8, "compile": False}, []
+            if options.worker == "best":
+                settings, tried = choose(options, folder, min(3.0, options.seconds))
+            about = {**settings, "precision": "bf16" if options.worker == "best" else "fp32", "tried": tried}
+            clock = Stopwatch(about, settings["batch_size"] * options.length, wait)
+            train(options, folder, options.worker, settings, clock.step_is_over)
+
+
+class Stopwatch:
+    """Asked after every step; answers on stdout after each period and then waits for the next one on stdin."""
+
+    def __init__(self, about: dict[str, Any], tokens: int, wait: Callable[[], None]) -> None:
+        self.about, self.tokens, self.wait = about, tokens, wait
+        self.seconds = self.started = -1.0
+        self.steps = 0
+
+    def step_is_over(self) -> bool:
+        """Whether all is over."""
+        self.steps += 1
+        if self.seconds >= 0.0:
+            if self.steps < 2 or time.perf_counter() - self.started < self.seconds:
+                return False
+            self.wait()
+            speed = self.steps * self.tokens / (time.perf_counter() - self.started)
+            print("answer " + json.dumps({"speed": speed, "about": self.about}), flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return True
+        self.seconds, self.steps, self.started = float(line), 0, time.perf_counter()
+        return False
+
+
+# ---- measuring -------------------------------------------------------------------------------------------------------
 
 
 class Worker:
     """An arm in a process of its own, so that no arm lives with another one's allocator, threads or memory."""
 
     def __init__(self, options: argparse.Namespace, arm: str) -> None:
-        command = [sys.executable, __file__, *sys.argv[1:], "--worker", arm]
+        chosen = ["--arch", options.arch, "--length", str(options.length)]
+        command = [sys.executable, __file__, *sys.argv[1:], "--worker", arm, *chosen]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.about: dict[str, Any] = {}
 
@@ -287,9 +237,10 @@ class Worker:
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Tokens per second of every arm and round; one arm works at a time."""
-    workers = {arm: Worker(options, arm) for arm in options.arms.split(",")}
-    for worker in workers.values():
-        worker.run(0.5)  # makes everything, warms up
+    workers: dict[str, Worker] = {}
+    for arm in options.arms:
+        workers[arm] = Worker(options, arm)
+        workers[arm].run(0.5)  # makes and tries everything alone, warms up
     speeds: dict[str, list[float]] = {arm: [] for arm in workers}
     for number in range(options.rounds):
         for arm, worker in workers.items():
@@ -337,29 +288,51 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
+def one(options: argparse.Namespace) -> dict[str, Any]:
+    """A row of the table: one architecture and length, all arms."""
+    speeds, about = measure(options)
+    flops = about["ours"]["flops_per_token"]
+    name = gpu_name()
+    peak = next((value for gpu, value in PEAK.items() if name and name.startswith(gpu)), None)
+    shares = {arm: round(statistics.median(values) * flops / peak, 4) for arm, values in speeds.items() if peak}
+    mine = statistics.median(speeds["ours"]) * flops / about["ours"]["ceiling_flops"]
+    return {
+        "arch": options.arch, "length": options.length, "arms": about,
+        "tokens_per_second": {arm: spread(values) for arm, values in speeds.items()},
+        "ours_over": {
+            arm: spread([mine / theirs for mine, theirs in zip(speeds["ours"], values, strict=True)])
+            for arm, values in speeds.items() if arm != "ours"
+        },
+        "share_of_measured_ceiling": round(mine, 4), "share_of_peak": shares,
+    }  # fmt: skip
+
+
+def gpu_name() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
 def main() -> None:
     options = parse()
     cores = pin(options.threads)
     if options.worker:
         work(options)
         return
-    speeds, about = measure(options)
-    found = environment(cores)
-    costs = about.get("ours", {}).pop("costs", {})
-    ratios = {
-        arm: spread([mine / theirs for mine, theirs in zip(speeds["ours"], speeds[arm], strict=True)])
-        for arm in speeds
-        if arm != "ours" and "ours" in speeds
-    }
-    settings = {key: value for key, value in vars(options).items() if key not in ("out", "worker")}
-    result = {
-        "benchmark": "training throughput", "options": settings, "arms": about, "environment": found,
-        "tokens_per_second": {arm: spread(values) for arm, values in speeds.items()}, "ours_over": ratios,
-        "loader_wait_share": round(costs.get("wait", 0.0) / max(1e-9, sum(costs.values())), 4),
-    }  # fmt: skip
-    print(json.dumps({key: result[key] for key in ("tokens_per_second", "ours_over", "loader_wait_share")}, indent=1))
-    if not options.quick:
-        save(options.out, result)
+    found, rows = environment(cores), []
+    for family, size, length in itertools.product(options.families, options.sizes, options.lengths):
+        layers, hidden = map(int, size.split("x"))
+        ffn = int(FFN[family] * hidden)
+        options.arch, options.length = f"{family} {layers}x{hidden} heads={hidden // 64} ffn={ffn}", length
+        rows.append(one(options))
+        settings = {key: value for key, value in vars(options).items() if key not in ("out", "worker")}
+        if not options.quick:
+            save(options.out, {"benchmark": "training throughput", "options": settings, "rows": rows,
+                               "environment": found})  # fmt: skip
+    for row in rows:
+        times = ", ".join(f"{arm} {ratio['median']:.1f}" for arm, ratio in row["ours_over"].items())
+        print(f"{row['arch']:36s} {row['length']:4d}  ours {row['tokens_per_second']['ours']['median']:10,.0f} tokens/s"
+              f"  {row['share_of_measured_ceiling']:.0%} of the ceiling  times {times}")  # fmt: skip
 
 
 if __name__ == "__main__":

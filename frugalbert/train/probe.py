@@ -22,6 +22,7 @@ from frugalbert.train.state import Drawn, Run
 from frugalbert.train.step import accumulate, clear, halve, is_out_of_memory
 
 WORTH_SECONDS = 60.0  # of training; a shorter one takes what was estimated
+MOST = 0.02  # of the training, after which nothing more is tried
 COMPILE_WORTH_SECONDS = {"cpu": 900.0, "cuda": 600.0}  # compiling takes half a minute or more
 CLEAR = 0.97  # another setting must need less than this share of the time
 SMALLER, LARGER = 3, {"cpu": 0, "cuda": 2}  # halvings and doublings of the estimated micro-batch
@@ -47,9 +48,9 @@ def settle(run: Run) -> None:
 
 def _choose(run: Run) -> None:
     """First what is computed in, then how much at once, then whether to compile just that."""
-    started, found = time.perf_counter(), []
+    started, found, limit = time.perf_counter(), [], MOST * _left(run)
     for name, choose in (("precision", _precision), ("micro_batch", _micro_batch), ("compile", _compile)):
-        if name in run.free:
+        if name in run.free and dist.agree([time.perf_counter() - started])[0] < limit:
             with run.cost("compile" if name == "compile" else "probe"):
                 found.append(choose(run))
     say(f"{run.stage}: tried for {duration(time.perf_counter() - started)}: {'; '.join(found)}")
@@ -87,7 +88,11 @@ def _micro_batch(run: Run) -> str:
     first = run.state.micro_batch
     most = min(run.largest_micro_batch, first << LARGER[run.device.type])
     sizes = sorted({max(1, min(most, first * 2**power // 2**SMALLER)) for power in range(SMALLER + 3)}, reverse=True)
-    times = {size: _step_seconds(run, size) for size in sizes}
+    times: dict[int, float] = {}
+    for size in sizes:
+        times[size] = _step_seconds(run, size)
+        if times[size] > min(times.values()) < math.inf:
+            break  # smaller ones are slower still
     run.state.micro_batch = _best(times)
     return _said("micro-batch", times, run.state.micro_batch)
 

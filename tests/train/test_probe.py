@@ -82,6 +82,7 @@ def test_short_trainings_try_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_trying_changes_nothing_but_the_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(probe, "WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(probe, "MOST", 1e9)
     run = trying(tmp_path / "tried", "micro_batch")
     loop.train(run)
     fixed = toy.make(tmp_path / "fixed", LONG, micro_batch=run.state.micro_batch, batch_size=16)
