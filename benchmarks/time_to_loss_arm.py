@@ -267,7 +267,7 @@ def scores(folder: Path, device: str) -> dict[str, Any]:
     model = with_pooling(folder / "pretrain" / "model", "mean", folder / "downstream")
     out = folder / "downstream" / "board"
     board.evaluate(str(model), Finetune.model_validate(values), out, Machine(device=device))  # type: ignore[arg-type]
-    found = run.read_json(out / "board.json")
+    found = read_json(out / "board.json")
     rows = {row["task"]: row["mean"] for row in found["rows"]}
     return rows | {"blimp": found["blimp"]["pretrained"]["accuracy"]}
 
