@@ -19,11 +19,13 @@ PADDING = 16
 Batches = list[np.ndarray[Any, Any]]
 
 
-def by_length(lengths: Sequence[int], budget: int = BUDGET) -> Batches:
+def by_length(lengths: Sequence[int], budget: int = BUDGET, workers: int = 1) -> Batches:
     """Batches of texts of about the same length, longest first: every text once, none wider than `budget` tokens.
 
-    A text longer than `budget` is a batch of its own. Returns indices into `lengths`.
+    A text longer than `budget` is a batch of its own. Of few texts each of the `workers` gets a share. Returns indices
+    into `lengths`.
     """
+    budget = min(budget, -(-sum(lengths) // workers))
     order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
     batches: Batches = []
     start = padded = 0

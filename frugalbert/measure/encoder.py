@@ -73,13 +73,13 @@ class Encoder:
     @classmethod
     def around(
         cls, model: Any, tokenizer: Path | str, *, precision: Literal["auto", "fp32", "bf16"] = "auto",
-        threads: int | None = None, compile: bool = False,  # noqa: A002
+        threads: int | None = None, max_length: int | None = None, compile: bool = False,  # noqa: A002
     ) -> Encoder:  # fmt: skip
         """An encoder around a PyTorch model in memory, where it is; `tokenizer`: a directory that has one."""
         self = cls.__new__(cls)
         cores = dist.pick_threads(Machine(threads=threads or "auto"))
         served = serve_torch(model, next(model.parameters()).device, precision, cores, compiled=compile)
-        self._use(served, Path(tokenizer), None)
+        self._use(served, Path(tokenizer), max_length)
         return self
 
     def _use(self, served: Served, folder: Path, limit: int | None) -> None:
@@ -92,7 +92,14 @@ class Encoder:
         self.max_length = limit or most
         self._tokenizer.enable_truncation(self.max_length)
         budget = batching.BUDGET if self.device == "cpu" else batching.GPU_BUDGET
-        self.batches: Callable[[list[int]], batching.Batches] = partial(batching.by_length, budget=budget)
+        self.batches: Callable[[list[int]], batching.Batches] = partial(
+            batching.by_length, budget=budget, workers=served.threads
+        )
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the model has labels for a text: `predict`."""
+        return "logits" in self._served.outputs
 
     # ---- what it gives -----------------------------------------------------------------------------------------------
 
@@ -139,6 +146,10 @@ class Encoder:
             logits = np.exp(logits - logits.max(-1, keepdims=True))
             logits /= logits.sum(-1, keepdims=True)
         return [{names[place]: float(row[place]) for place in np.argsort(-row, kind="stable")} for row in logits]
+
+    def count_tokens(self, texts: Iterable[Text]) -> list[int]:
+        """Tokens of each text, special ones included, at most `max_length`."""
+        return [len(row.ids) for row in self._tokenizer.encode_batch_fast(_checked(texts))]
 
     def _output(self, name: str, otherwise: str) -> Forward:
         if name not in self._served.outputs:

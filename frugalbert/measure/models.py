@@ -178,7 +178,7 @@ def load_for_serving(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class Model:
-    """Something to time. `kind` is `torch`, `onnx`, `onnx-int8` or `baseline`."""
+    """Something to time. `kind`: `torch`, `compiled`, `onnx`, `onnx-int8` or `baseline`; `tokenizer`: a directory."""
 
     name: str
     kind: str
@@ -186,6 +186,7 @@ class Model:
     vocab_size: int | None
     longest: int | None
     identity: str
+    tokenizer: Path | None = None
 
 
 def _inside(path: Path) -> Path:
@@ -220,7 +221,9 @@ def find_models(path: Path) -> list[Model]:
     config = read_model_config(path)
     weights = [run.sha256(file) for file in sorted(path.glob("model*.safetensors"))]
     name = path.resolve().name
-    model = Model(name, "torch", path, config.get("vocab_size"), max_length(config), run.fingerprint(weights))
+    model = Model(
+        name, "torch", path, config.get("vocab_size"), max_length(config), run.fingerprint(weights), _tokenizer(path)
+    )
     return [model, *beside]
 
 
@@ -232,7 +235,13 @@ def _onnx_model(path: Path) -> Model:
         config = run.read_json(path.with_name("config.json"))
     kind = "onnx-int8" if is_int8(path) else "onnx"
     name = path.resolve().parent.name if path.name == "model.onnx" else path.name
-    return Model(name, kind, path, config.get("vocab_size"), max_length(config), run.sha256(path)[:16])
+    return Model(
+        name, kind, path, config.get("vocab_size"), max_length(config), run.sha256(path)[:16], _tokenizer(path.parent)
+    )
+
+
+def _tokenizer(folder: Path) -> Path | None:
+    return folder if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")) else None
 
 
 def is_int8(path: Path) -> bool:

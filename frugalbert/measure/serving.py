@@ -33,6 +33,10 @@ Forward = Callable[[Inputs, int], Any]
 """(inputs, CPU threads) -> float32 values on the model's device."""
 
 
+class CannotCompile(ValueError):
+    """torch.compile does not work here: no compiler, or a model it does not understand."""
+
+
 @dataclass(frozen=True)
 class Served:
     """`outputs` has `last_hidden_state` (batch, tokens, `width`), `logits` (batch, labels), or both.
@@ -89,7 +93,7 @@ def serve_torch(model: Any, device: Any, precision: str, threads: int, *, compil
     """A module in evaluation mode, moved to `device`. `precision`: `auto`, `fp32` or `bf16`."""
     model = model.to(device)
     encoder = model.base_model
-    chosen = precision if precision != "auto" else _precise_enough(encoder, device)
+    chosen = pick_precision(precision, encoder, device)
 
     def forward(module: Any, name: str) -> Forward:
         def call(inputs: Inputs, number: int) -> Any:
@@ -105,18 +109,23 @@ def serve_torch(model: Any, device: Any, precision: str, threads: int, *, compil
     if type(model).__name__.endswith("ForSequenceClassification"):
         outputs["logits"] = forward(model, "logits")
     threads = threads if device.type == "cpu" else 1
-    seconds = compile_blocks(encoder, outputs["last_hidden_state"], {1, threads}) if compiled else None
+    seconds = None
+    if compiled:
+        try:
+            seconds = compile_blocks(encoder, outputs["last_hidden_state"], {1, threads})
+        except CannotCompile as error:
+            run.say(f"{error}; the model runs uncompiled")
     return Served(outputs, encoder.config.hidden_size, model.config.to_dict(), device.type, chosen, threads, seconds)
 
 
-def _precise_enough(encoder: Any, device: Any) -> str:
-    """`bf16` where the hardware multiplies it and this encoder's hidden states hardly change, otherwise `fp32`."""
+def pick_precision(asked: str, encoder: Any, device: Any) -> str:
+    """`auto` -> `bf16` where the hardware multiplies it and this encoder's hidden states hardly change, else `fp32`."""
     import torch
 
     from frugalbert.measure.onnx import make_batch
 
-    if not dist.multiplies_bf16(device):
-        return "fp32"
+    if asked != "auto" or not dist.multiplies_bf16(device):
+        return "fp32" if asked == "auto" else asked
     inputs = {name: value.to(device) for name, value in make_batch(encoder, PROBE).items()}
     valid_BT = inputs["attention_mask"].bool()
     with torch.inference_mode():
@@ -142,10 +151,11 @@ def _threads(number: int) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def compile_blocks(encoder: Any, forward: Forward, threads: set[int]) -> float | None:
-    """Compile the encoder's layers for all shapes, by calls of `forward`. Seconds; None = it failed, which is said.
+def compile_blocks(encoder: Any, forward: Forward, threads: set[int]) -> float:
+    """Compile the encoder's layers for all shapes, by calls of `forward`; the seconds that it took.
 
-    Layers of one kind share their graphs, so a deep encoder costs no more than a shallow one.
+    Layers of one kind share their graphs, so a deep encoder costs no more than a shallow one. Raises CannotCompile
+    with the layers as they were.
     """
     import torch
 
@@ -164,6 +174,5 @@ def compile_blocks(encoder: Any, forward: Forward, threads: set[int]) -> float |
         for block in blocks:
             block._compiled_call_impl = None
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        run.say(f"torch.compile does not work here ({reason}); the model runs uncompiled")
-        return None
+        raise CannotCompile(f"torch.compile does not work here ({reason})") from None
     return time.perf_counter() - start

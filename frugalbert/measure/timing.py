@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from frugalbert.measure import serving
+
 LEAST_REPEATS = 9
 MAX_SECONDS = 10.0
 WARMUP_SECONDS = 0.3
@@ -125,7 +127,7 @@ def _load(task: dict[str, Any]) -> Any:
     from frugalbert.measure.models import load_for_serving
     from frugalbert.progress import quiet
 
-    if task["kind"] == "baseline":
+    if task["baseline"]:
         from transformers import BertConfig, BertModel
 
         with quiet():
@@ -133,33 +135,41 @@ def _load(task: dict[str, Any]) -> Any:
     return load_for_serving(Path(task["path"]))
 
 
-def _torch_call(task: dict[str, Any], model: Any) -> tuple[Prepare, str]:
+def _torch_call(task: dict[str, Any], model: Any) -> tuple[Prepare, dict[str, Any]]:
     import torch
 
+    from frugalbert import dist
     from frugalbert.measure.onnx import takes_token_types
 
-    dtype = torch.float32
+    precision, dtype = "fp32", torch.float32
+    device = torch.device(task["device"])
     if task["device"] == "cuda":
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    model = model.to(device=task["device"], dtype=dtype)
+    model = model.to(device=device, dtype=dtype)
+    if task["device"] == "cpu" and task.get("precision", "fp32") != "fp32":
+        precision = serving.pick_precision(task["precision"], model.base_model, device)
+        dtype = torch.bfloat16 if precision == "bf16" else dtype
+
+    def run(inputs: dict[str, Any], threads: int = 1) -> Any:
+        with torch.inference_mode(), dist.autocast(device, precision):
+            return model(**{name: torch.as_tensor(value, device=device) for name, value in inputs.items()})
+
+    about: dict[str, Any] = {"precision": str(dtype).removeprefix("torch.")}
+    if task["kind"] == "compiled":
+        about["compile_seconds"] = serving.compile_blocks(model.base_model, run, {1})
 
     def prepare(batch: int, length: int) -> Callable[[], Any]:
         ids = torch.randint(0, model.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if takes_token_types(model):
             inputs["token_type_ids"] = torch.zeros_like(ids)
-        inputs = {name: value.to(task["device"]) for name, value in inputs.items()}
+        inputs = {name: value.to(device) for name, value in inputs.items()}
+        return lambda: run(inputs)
 
-        def call() -> Any:
-            with torch.inference_mode():
-                return model(**inputs)
-
-        return call
-
-    return prepare, str(dtype).removeprefix("torch.")
+    return prepare, about
 
 
-def _onnx_call(task: dict[str, Any], path: Path) -> tuple[Prepare, str]:
+def _onnx_call(task: dict[str, Any], path: Path) -> tuple[Prepare, dict[str, Any]]:
     import numpy as np
 
     from frugalbert.measure.session import feed, open_session
@@ -171,7 +181,7 @@ def _onnx_call(task: dict[str, Any], path: Path) -> tuple[Prepare, str]:
         inputs = feed(session, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
         return lambda: session.run(None, inputs)
 
-    return prepare, "int8" if task["kind"] == "onnx-int8" else "float32"
+    return prepare, {"precision": "int8" if task["kind"] == "onnx-int8" else "float32"}
 
 
 def _time(task: dict[str, Any], name: str, prepare: Prepare, batch: int, length: int) -> dict[str, Any]:
@@ -194,18 +204,43 @@ def _pin_torch(threads: int) -> None:
 
 
 def time_task(task: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> None:
-    """Time every (batch, length) of `task["cells"]`, giving each result to `emit` as it comes."""
-    if task["kind"].startswith("onnx"):
-        prepare, precision = _onnx_call(task, Path(task["path"]))
-    else:
+    """Time every cell of `task["cells"]`, giving each result to `emit` as it comes.
+
+    A cell has `batch_size` and `length`, or `batching` and `texts` (`mixed.py`). Where a model cannot be compiled there
+    is no result but a `note`.
+    """
+    fixed = [cell for cell in task["cells"] if "batching" not in cell]
+    if not task["kind"].startswith("onnx"):
         _pin_torch(task["threads"])
-        prepare, precision = _torch_call(task, _load(task))
-    for batch, length in task["cells"]:
-        timing = _time(task, task["path"], prepare, batch, length)
-        emit({"batch_size": batch, "length": length, "precision": precision, **timing})
+    try:
+        if fixed:
+            _time_fixed(task, fixed, emit)
+        if len(fixed) < len(task["cells"]):
+            _time_mixed(task, [cell for cell in task["cells"] if "batching" in cell], emit)
+    except serving.CannotCompile as error:
+        emit({"note": f"bench: {task['path']}: {error}"})
 
 
-def _serve(task: dict[str, Any], text: str) -> tuple[Prepare, str]:
+def _time_fixed(task: dict[str, Any], cells: list[dict[str, Any]], emit: Callable[[dict[str, Any]], None]) -> None:
+    if task["kind"].startswith("onnx"):
+        prepare, about = _onnx_call(task, Path(task["path"]))
+    else:
+        prepare, about = _torch_call(task, _load(task))
+    for cell in cells:
+        timing = _time(task, task["path"], prepare, cell["batch_size"], cell["length"])
+        speed = cell["batch_size"] * cell["length"] / (timing["median_ms"] / 1e3)
+        emit({**cell, **about, **timing, "tokens_per_second": speed})
+
+
+def _time_mixed(task: dict[str, Any], cells: list[dict[str, Any]], emit: Callable[[dict[str, Any]], None]) -> None:
+    from frugalbert.measure import mixed
+
+    encoder = mixed.open_encoder(task, _load)
+    for cell in cells:
+        emit({**cell, **mixed.time_texts(encoder, cell, task)})
+
+
+def _serve(task: dict[str, Any], text: str) -> tuple[Prepare, dict[str, Any]]:
     """An encoder of its own with random weights, as `task["kind"]` serves it."""
     from frugalbert.measure import onnx
     from frugalbert.model.arch import Arch
@@ -236,12 +271,12 @@ def time_archs(task: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> 
     shape = (task["batch_size"], task["length"])
     reference = _serve(task, task["reference"])[0]
     for text in task["archs"]:
-        prepare, precision = _serve(task, text)
+        prepare, about = _serve(task, text)
         before = _time(short, task["reference"], reference, *shape)
         timing = _time(task, text, prepare, *shape)
         after = _time(short, task["reference"], reference, *shape)
         middle = (before["median_ms"] + after["median_ms"]) / 2
-        emit({"arch": text, "precision": precision, "reference_ms": middle, **timing})
+        emit({"arch": text, **about, "reference_ms": middle, **timing})
 
 
 def main() -> None:

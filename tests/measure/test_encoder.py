@@ -274,9 +274,9 @@ LENGTHS = st.lists(st.integers(1, 600), max_size=200)
 
 
 @settings(derandomize=True, max_examples=200)
-@given(LENGTHS, st.integers(1, 5000))
-def test_every_text_once_within_the_budget(lengths: list[int], budget: int):
-    batches = batching.by_length(lengths, budget)
+@given(LENGTHS, st.integers(1, 5000), st.integers(1, 4))
+def test_every_text_once_within_the_budget(lengths: list[int], budget: int, workers: int):
+    batches = batching.by_length(lengths, budget, workers)
     assert sorted(place for batch in batches for place in batch) == list(range(len(lengths)))
     for batch in batches:
         sizes = [lengths[place] for place in batch]
@@ -294,6 +294,11 @@ def test_padding_is_counted(lengths: list[int], rows: int):
     assert [place for batch in batches for place in batch] == list(range(len(lengths)))
     computed = sum(len(batch) * max(lengths[place] for place in batch) for batch in batches)
     assert batching.padding(lengths, batches) == pytest.approx(1 - sum(lengths) / computed if computed else 0.0)
+
+
+def test_few_texts_are_shared_among_the_cores():
+    assert [len(batch) for batch in batching.by_length([10] * 8, workers=1)] == [8]
+    assert [len(batch) for batch in batching.by_length([10] * 8, workers=4)] == [2] * 4
 
 
 def test_sorting_saves_padding():

@@ -199,7 +199,9 @@ def test_what_is_timed_is_a_model_of_that_architecture(monkeypatch: pytest.Monke
     seen = []
 
     def call(task: dict[str, Any], model: Any) -> Any:
-        return lambda batch, length: lambda: seen.append(sum(p.numel() for p in model.parameters())), "float32"
+        return lambda batch, length: lambda: seen.append(sum(p.numel() for p in model.parameters())), {
+            "precision": "float32"
+        }
 
     monkeypatch.setattr(timing, "_torch_call", call)
     texts = {"reference": "bert 1x32 heads=2 ffn=64", "arch": "bert 2x32 heads=2 head_dim=12,8 ffn=64,48"}

@@ -98,7 +98,13 @@ def test_percentile_is_numpys(values: list[float], share: float):
 
 
 def test_a_users_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    task = {"kind": "onnx", "path": "/nowhere/model.onnx", "device": "cpu", "threads": 1, "cells": [[1, 8]]}
+    task = {
+        "kind": "onnx",
+        "path": "/nowhere/model.onnx",
+        "device": "cpu",
+        "threads": 1,
+        "cells": [{"batch_size": 1, "length": 8}],
+    }
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(task)))
     timing.main()
     line = json.loads(capsys.readouterr().out)
