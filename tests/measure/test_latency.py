@@ -112,9 +112,9 @@ def test_compiled_models_stand_beside(
     monkeypatch.setattr(timing, "_pin_torch", lambda threads: None)
     model = latency.find_models(stock_export / "hf")[0]
     lines: list[dict[str, Any]] = []
+    task = latency.task_for(replace(model, kind="compiled"), "cpu", 1, section)
     for cell in ({"batch_size": 1, "length": 8}, {"batching": "in order", "texts": 2}):
-        task = latency.task_for(replace(model, kind="compiled"), "cpu", 1, section) | {"cells": [cell], "max_length": 64}
-        timing.time_task(task, lines.append)
+        timing.time_task({**task, "cells": [cell], "max_length": 64}, lines.append)
     assert [line["note"] for line in lines] == [
         f"bench: {stock_export / 'hf'}: torch.compile does not work here (no compiler)",
         f"bench: {stock_export / 'hf'}: torch.compile does not work here",
