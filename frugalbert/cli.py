@@ -184,6 +184,9 @@ def explain(
 def bench(
     file: Annotated[Path, typer.Argument(metavar="MODEL_OR_RUN", help="Model directory, ONNX file, export or run.")],
     settings: Settings = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Where a training step's time goes, of a run or YAML with shards.")
+    ] = False,
 ) -> None:
     """Time any model directory or ONNX file by batch and length, beside stock BERT-base (`lengths=[32,128]` …)."""
     from frugalbert.config import Bench
@@ -191,6 +194,12 @@ def bench(
     from frugalbert.yamlfile import section_from
 
     files.catch_signals()
+    if profile:
+        from frugalbert import stages
+
+        config, directory, folder = _open(file, settings, None)
+        stages.profile(config, directory, folder)
+        return
     bench_model(file, section_from(Bench, settings or ()))
 
 

@@ -323,6 +323,22 @@ def _build(status: Status, config: Config, directory: Path, folder: Path) -> Non
     files.say(f"{stage.name}: done in {duration(seconds)} ({_headline({'metrics': metrics})})")
 
 
+def profile(config: Config, directory: Path, folder: Path) -> dict[str, Any]:
+    """Trace a few steps of the run's pre-training, in `directory`/profile. Raises ValueError without shards."""
+    stage = next(stage for stage in STAGES if stage.name == "pretrain")
+    inputs = {name: directory / name for name in stage.inputs if (directory / name / files.RECORD).exists()}
+    if config.pretrain is None or "shards" not in inputs:
+        raise ValueError(
+            f"{directory} has no finished shards to train on; call `frugalbert run` first, with a section pretrain"
+        )
+    from frugalbert.train import profile as steps
+
+    found = steps.build(config.pretrain, {**inputs, "yaml": folder}, directory / "profile", config.machine)
+    if files.is_main_rank():
+        steps.show(found, directory / "profile")
+    return found
+
+
 def _headline(record: dict[str, Any] | None) -> str:
     metrics = (record or {}).get("metrics") or {}
     plain = {name: value for name, value in metrics.items() if isinstance(value, int | float | str)}

@@ -44,6 +44,8 @@ from frugalbert.train.teacher import load_teacher, slice_of_teacher
 from frugalbert.train.weights import load_model
 
 OwnArch = TypeVar("OwnArch", Pretrain, Attention)
+Make = Callable[[int, Vocabulary], Method]
+"""The method, from the tokens of the longest rows and the vocabulary."""
 
 
 def build(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
@@ -52,6 +54,11 @@ def build(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Machin
     Raises ValueError and OSError for what the user can mend, Stopped after a signal.
     """
     section = resolved(section, inputs)
+    return run_training(section, inputs, out, machine, maker(section, inputs))
+
+
+def maker(section: Pretrain, inputs: dict[str, Path]) -> Make:
+    """What makes the model and the objective of the (resolved) section."""
     arch = Arch.load(section.arch, inputs["yaml"])  # a mistake in it shows at once
     pairs = section.pair_weight > 0.0 and has_pairs(inputs["shards"])
 
@@ -75,7 +82,7 @@ def build(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Machin
             )
         return Method(model, model, MaskedLM(section.isolate_documents, section.pair_weight if pairs else 0.0))
 
-    return run_training(section, inputs, out, machine, make)
+    return make
 
 
 def resolved(section: OwnArch, inputs: dict[str, Path]) -> OwnArch:
@@ -90,9 +97,7 @@ def resolved(section: OwnArch, inputs: dict[str, Path]) -> OwnArch:
     return section.model_copy(update=found)
 
 
-def run_training(
-    section: Training, inputs: dict[str, Path], out: Path, machine: Machine, make: Callable[[int, Vocabulary], Method]
-) -> dict[str, Any]:
+def run_training(section: Training, inputs: dict[str, Path], out: Path, machine: Machine, make: Make) -> dict[str, Any]:
     """Train what `make(longest row, vocabulary)` gives within the section's budget; returns the headline figures."""
     with keys_of(section):
         check(section, machine, inputs["yaml"])
@@ -100,17 +105,24 @@ def run_training(
         return _train(section, inputs, out, machine, make, device)
 
 
-def _train(
-    section: Training, inputs: dict[str, Path], out: Path, machine: Machine, make: Callable[[int, Vocabulary], Method],
-    device: torch.device,
-) -> dict[str, Any]:  # fmt: skip
-    clock, folder = Clock(), inputs["yaml"]
+def prepare(
+    section: Training, inputs: dict[str, Path], out: Path, machine: Machine, make: Make, device: torch.device
+) -> tuple[Run, Rows, Method]:
+    """The assembled run of a stage, on this rank's device."""
+    clock = Clock()
     rows = Rows.open(section, inputs["shards"], inputs["tokenizer"], device)
     with keys_of(section):
         method = make(rows.longest, rows.sampler.vocabulary)
-    run = assemble(section, machine, folder, out, rows, method, clock)
-    run.trackers = dist.Trackers(machine.trackers, out.parent.name, out / "trackers")
+    run = assemble(section, machine, inputs["yaml"], out, rows, method, clock)
     run.state.costs["setup"] = clock.seconds()
+    return run, rows, method
+
+
+def _train(
+    section: Training, inputs: dict[str, Path], out: Path, machine: Machine, make: Make, device: torch.device
+) -> dict[str, Any]:
+    run, rows, method = prepare(section, inputs, out, machine, make, device)
+    run.trackers = dist.Trackers(machine.trackers, out.parent.name, out / "trackers")
     write_table(run, section)
     flops = method.objective.flops(run.model, attended(section, rows.sampler), mask_rate(section.mask, 0.5))
     ceiling = announce(run, section, rows.sampler, method.kept, flops)
