@@ -35,7 +35,6 @@ sys.path.insert(0, str(ROOT))
 from trainer_arms import SPECIAL  # noqa: E402
 
 FFN = {"bert": 4.0, "modern": 2.5}  # times the hidden size; modern's is gated
-PEAK = {"NVIDIA H200": 989e12, "NVIDIA H100": 989e12, "NVIDIA A100": 312e12}  # dense bf16, the vendor's datasheets
 
 
 def parse() -> argparse.Namespace:
@@ -290,11 +289,14 @@ def _lines(path: str) -> list[str]:
 
 def one(options: argparse.Namespace) -> dict[str, Any]:
     """A row of the table: one architecture and length, all arms."""
+    import torch
+
+    from frugalbert.train.summary import datasheet_share
+
     speeds, about = measure(options)
     flops = about["ours"]["flops_per_token"]
-    name = gpu_name()
-    peak = next((value for gpu, value in PEAK.items() if name and name.startswith(gpu)), None)
-    shares = {arm: round(statistics.median(values) * flops / peak, 4) for arm, values in speeds.items() if peak}
+    device, precision = torch.device(options.device), about["ours"]["precision"]
+    shares = {arm: datasheet_share(statistics.median(v) * flops, device, precision) for arm, v in speeds.items()}
     mine = statistics.median(speeds["ours"]) * flops / about["ours"]["ceiling_flops"]
     return {
         "arch": options.arch, "length": options.length, "arms": about,
@@ -303,14 +305,8 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
             arm: spread([mine / theirs for mine, theirs in zip(speeds["ours"], values, strict=True)])
             for arm, values in speeds.items() if arm != "ours"
         },
-        "share_of_measured_ceiling": round(mine, 4), "share_of_peak": shares,
+        "share_of_measured_ceiling": round(mine, 4), "share_of_datasheet": shares,
     }  # fmt: skip
-
-
-def gpu_name() -> str | None:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def main() -> None:

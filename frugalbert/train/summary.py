@@ -27,6 +27,14 @@ from frugalbert.train.state import Run, as_json
 
 EXPECTED_SHARE = {"cpu fp32": 0.6, "cpu bf16": 0.25}  # of the ceiling, for the estimate before the first step; else:
 EXPECTED_OTHERWISE = 0.35
+PEAK_FLOPS = {  # dense bf16 and fp16 products, from the vendor's datasheets; CPUs' clocks depend on the load
+    "NVIDIA B200": 2250e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L4": 121e12,
+}
 
 
 def gemm_ceiling(arch: Arch, tokens: int, device: torch.device, precision: str, seconds: float = 0.3) -> float:
@@ -55,6 +63,15 @@ def gemm_ceiling(arch: Arch, tokens: int, device: torch.device, precision: str, 
         one_round()
         best = min(best, time.perf_counter() - started)
     return 6.0 * tokens * sum(inputs * outputs for inputs, outputs in shapes) / best
+
+
+def datasheet_share(flops_per_second: float, device: torch.device, precision: str) -> float | None:
+    """The part of what the vendors of this launch's GPUs promise; None where there is no such figure."""
+    if device.type != "cuda" or precision == "fp32":
+        return None
+    name = torch.cuda.get_device_name(device)
+    peak = next((value for start, value in PEAK_FLOPS.items() if name.startswith(start)), None)
+    return None if peak is None else round(flops_per_second / (peak * dist.world()), 4)
 
 
 def attended(section: Training, sampler: Sampler, rows: int = 512) -> float:
@@ -154,6 +171,7 @@ def _summary(run: Run, model: Any, measured: dict[str, Any]) -> dict[str, Any]:
         "cost_seconds": costs,
         "tokens_per_second": round(speed, 1),
         "flop_utilisation_of_measured_ceiling": round(speed * flops / ceiling, 4),
+        "flop_utilisation_of_datasheet": datasheet_share(speed * flops, run.device, run.precision),
         **measured,
         "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else dist.processor_name(),
         "cpu": dist.processor_name(),
@@ -175,10 +193,12 @@ def _say(run: Run, found: dict[str, Any]) -> None:
     costs = found["cost_seconds"]
     total = max(1e-9, sum(costs.values()))
     spent = ", ".join(f"{name} {seconds / total:.1%}" for name, seconds in costs.items() if seconds / total >= 0.001)
+    of_datasheet = found["flop_utilisation_of_datasheet"]
     say(
         f"{run.stage}: {number(found['steps'])} steps, {number(found['tokens'])} tokens in "
-        f"{duration(found['seconds'])} ({spent}); {found['flop_utilisation_of_measured_ceiling']:.0%} of the matrix "
-        "products' speed"
+        f"{duration(found['seconds'])} ({spent}); {number(found['tokens_per_second'])} tokens/s, "
+        f"{found['flop_utilisation_of_measured_ceiling']:.0%} of the matrix products' speed"
+        + ("" if of_datasheet is None else f", {of_datasheet:.0%} of the datasheet's")
     )
     if costs["validation"] > 0.15 * total:
         say(f"{run.stage}: validation took much of the budget; lower {run.stage}.validation.rows or raise its every")

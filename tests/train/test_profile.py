@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from frugalbert.cli import app
 from frugalbert.config import Machine
 from frugalbert.train import profile
+from frugalbert.train.summary import datasheet_share
 from tests.train import small_run
 
 
@@ -45,6 +47,16 @@ def test_a_step_is_taken_apart(tmp_path: Path):
 )
 def test_the_bottleneck_is_named(shares: dict[str, float], start: str):
     assert profile.bottleneck(shares, 0.5).startswith(start)
+
+
+def test_the_datasheets_share(monkeypatch: pytest.MonkeyPatch):
+    """Of dense products, by the name that torch gives; none for CPUs, fp32 and unknown processors."""
+    gpu = torch.device("cuda")
+    for name, expected in (("NVIDIA H200", 0.5), ("NVIDIA A100-SXM4-80GB", 494.5 / 312), ("NVIDIA H100 PCIe", None)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert datasheet_share(494.5e12, gpu, "bf16") == (expected and pytest.approx(expected, abs=1e-4))
+    assert datasheet_share(494.5e12, gpu, "fp32") is None
+    assert datasheet_share(494.5e12, torch.device("cpu"), "bf16") is None
 
 
 def test_a_run_without_shards_is_one_sentence(tmp_path: Path):
