@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import sys
 import tempfile
@@ -249,8 +250,9 @@ def staircase(options: argparse.Namespace) -> None:
             chosen = sizes[:: 4 if options.quick else 1]
             archs = {text.format(size): size for size in chosen}
             readings: dict[int, list[float]] = {size: [] for size in chosen}
-            for _ in range(options.rounds):
-                for row in time_apart({**fixed, "kind": kind, "precision": precision, "archs": list(archs)}):
+            for number in range(options.rounds):
+                order = random.Random(number).sample(list(archs), len(archs))
+                for row in time_apart({**fixed, "kind": kind, "precision": precision, "archs": order}):
                     readings[archs[row["arch"]]].append(row["median_ms"] / row["reference_ms"])
             line = {size: statistics.median(values) for size, values in sorted(readings.items())}
             name = f"{'int8' if kind == 'onnx-int8' else precision}, {'PyTorch' if kind == 'torch' else 'ONNX'}"

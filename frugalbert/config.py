@@ -455,7 +455,8 @@ Axis = Annotated[tuple[Count, ...], BeforeValidator(_axis), Field(min_length=1, 
 
 class Space(Section):
     """Which architectures a search may choose from: every combination of the values of its axes. Its largest one is the
-    super-network. An axis is a list `[4, 6]` or a range `128..768/16` (from, to, step)."""
+    super-network. An axis is a list `[4, 6]` or a range `128..768/16` (from, to, step). For GPUs write multiples of 8,
+    better of 64, for hidden, head_dim and ffn (NVIDIA's rule for tensor cores); `plan` names others."""
 
     family: Literal["bert", "bert-preln", "modern"] = "bert"
     """Of all architectures."""

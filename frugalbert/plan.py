@@ -19,7 +19,16 @@ from frugalbert.config import (
     Supernet,
     Sweep,
 )
-from frugalbert.plan_training import GPU_FLOPS, entries_of, source_bytes, speeds, tokens_of, training, vocabulary_of
+from frugalbert.plan_training import (
+    GPU_FLOPS,
+    entries_of,
+    rough_sizes,
+    source_bytes,
+    speeds,
+    tokens_of,
+    training,
+    vocabulary_of,
+)
 from frugalbert.progress import duration, number
 from frugalbert.stages import Status, examine
 from frugalbert.train import phases
@@ -136,6 +145,9 @@ def _pretrain(config: Config, folder: Path, known: dict[str, Any]) -> str:
     )
     parameters = cost.parameter_count(arch, vocabulary, head)
     what = f"{bound}{arch.brief()}, {number(parameters)} parameters, {number(flops)}FLOP/token"
+    if not bound:
+        sizes = {name: {getattr(layer, name) for layer in arch.layers} for name in ("hidden", "head_dim", "ffn")}
+        what += rough_sizes(config, sizes)
     tokens = tokens_of(config, folder, known)
     if any(layer.pattern != "dense" for layer in arch.layers):
         what += "; " + plan_attention.patterns(config, section, arch)
@@ -184,7 +196,8 @@ def _space(config: Config, folder: Path, known: dict[str, Any]) -> str:
         for arch in (space.smallest(), space.largest())
     ]
     size = f"{space.size():,}" if space.size() < 10**15 else number(space.size())
-    return f"{size} architectures from {ends[0]} to {ends[1]}"
+    sizes = {"hidden": space.hidden, "head_dim": space.head_dim, "ffn": space.ffn}
+    return f"{size} architectures from {ends[0]} to {ends[1]}{rough_sizes(config, sizes)}"
 
 
 def _supernet(config: Config, folder: Path, known: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ In: the configuration, its folder, and the figures of stages that have run. Out:
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from frugalbert.train import phases
 CHARACTERS_PER_TOKEN = 4.4  # English, a WordPiece vocabulary of 30,000; replaced by the real count once shards exist
 CPU_FLOPS_PER_CORE = 1e11  # sustained by a training step in bf16 or with wide fp32 units; printed as an assumption
 GPU_FLOPS = 2e14
+MULTIPLE = 8
+"""16 bytes of 16-bit numbers: what tensor cores read (NVIDIA, "Matrix Multiplication Background User's Guide")."""
 
 
 def source_bytes(config: Config, folder: Path) -> int | None:
@@ -62,6 +65,18 @@ def device_of(config: Config) -> str:
     if config.machine.device != "auto":
         return config.machine.device
     return "cuda" if Path("/dev/nvidia0").exists() else "cpu"
+
+
+def rough_sizes(config: Config, sizes: dict[str, Iterable[int]]) -> str:
+    """`; hidden 564 is no multiple of 8 …` where a GPU may do the work; nothing if all are, or a CPU does it."""
+    found = {name: sorted({size for size in values if size % MULTIPLE}) for name, values in sizes.items()}
+    odd = [f"{name} {size}" for name, values in found.items() for size in values]
+    served = config.latency is not None and config.latency.device == "cuda"
+    if not odd or (config.machine.device == "cpu" and not served):
+        return ""
+    named = ", ".join(odd[:3]) + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
+    word = "are no multiples" if len(odd) > 1 else "is no multiple"
+    return f"; {named} {word} of {MULTIPLE}, without which a GPU's tensor cores are slower (multiples of 64 are best)"
 
 
 def training(config: Config, section: Training, model: tuple[str, float, int], corpus_tokens: float | None) -> str:

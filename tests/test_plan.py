@@ -64,6 +64,21 @@ def test_the_largest_is_the_bound_until_something_is_found(tmp_path: Path):
     assert said(tmp_path)["pretrain"].startswith("bert 2x64 heads=2 ffn=256, ")
 
 
+def test_sizes_that_tensor_cores_dislike_are_told(tmp_path: Path):
+    """One sentence for a space and for an architecture; none where no GPU will work, and nothing is refused."""
+    sentence = " of 8, without which a GPU's tensor cores are slower (multiples of 64 are best)"
+    odd = SPACE | {"hidden": [60, 64], "ffn": [64, 90]}
+    rows = said(tmp_path, space=odd, pretrain={"budget": "1e6tok", "arch": "autotinybert-kd-s3"})
+    assert rows["space"].endswith(f"; hidden 60, ffn 90 are no multiples{sentence}")
+    many = said(tmp_path, space=SPACE | {"head_dim": "20..32/2"})["space"]
+    assert many.endswith(f"; head_dim 20, head_dim 22, head_dim 26 and 2 more are no multiples{sentence}")
+    assert f"; head_dim 23 is no multiple{sentence}, budget" in rows["pretrain"]
+    cpu = {"machine": {"device": "cpu"}, "space": odd}
+    assert "multiple" not in said(tmp_path, **cpu)["space"]
+    assert "multiple" in said(tmp_path, **cpu, latency={"device": "cuda"})["space"]
+    assert "multiple" not in said(tmp_path)["space"] + said(tmp_path)["pretrain"]
+
+
 def test_spaces_of_any_size_are_counted(tmp_path: Path):
     wide = {"depth": 24, "hidden": 64, "heads": "1..12", "head_dim": "16..64", "ffn": "64..3072/8", "mixed": True}
     assert said(tmp_path, space=wide)["space"].startswith("10^128 architectures")
