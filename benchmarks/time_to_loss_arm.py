@@ -158,12 +158,12 @@ def with_trainer(task: dict[str, Any], out: Path, started: float) -> dict[str, A
     names.save_pretrained(out / "pretrain" / "model")
     ticks, tokens = watch.ticks, told["batch_size"] * told["length"]
     first = min(2, len(ticks) - 1)  # the steps before it warm up
-    step = (ticks[-1] - ticks[first]) / max(1, len(ticks) - 1 - first)
     startup, closing = ticks[first] - started, time.time() - ended + CLOSING / 4
-    found = {"steps": len(ticks), "tokens": len(ticks) * tokens, "tokens_per_second": tokens / max(step, 1e-9)}
+    step = (ticks[-1] - ticks[first]) / (len(ticks) - 1 - first) if len(ticks) > first + 1 else startup
+    found = {"steps": len(ticks), "tokens": len(ticks) * tokens, "tokens_per_second": tokens / step}
     found |= {"startup": startup, "closing": closing, "step": step}
     if task.get("probe"):
-        found["steps_in_time"] = first + 1 + (60 * task["minutes"] - startup - closing) / max(step, 1e-9)
+        found["steps_in_time"] = first + 1 + (60 * task["minutes"] - startup - closing) / step
     rate = trainer.lr_scheduler.get_last_lr()[0]  # type: ignore[union-attr]
     return found | {"rate_left": rate / told["learning_rate"]}
 
@@ -188,10 +188,9 @@ def keeper(task: dict[str, Any], out: Path, started: float, model: Any) -> Any:
             if probe is not None:
                 control.should_training_stop = len(self.ticks) >= 5 and now - self.ticks[1] >= probe
                 return
-            for marker in MARKERS:
-                path = out / "markers" / f"progress-{marker:.2f}"
-                if now - started >= marker * seconds and not path.exists():
-                    model.save_pretrained(path)
+            passed = [marker for marker in MARKERS if now - started >= marker * seconds]
+            if passed and not (path := out / "markers" / f"progress-{passed[-1]:.2f}").exists():
+                model.save_pretrained(path)
             control.should_training_stop = control.should_training_stop or now - started >= end
 
     return Keeper()
