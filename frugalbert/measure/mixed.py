@@ -7,18 +7,16 @@ are paragraphs of Python's own manual, which is part of every installation, even
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from frugalbert.measure import batching, serving, timing
+from frugalbert.measure import batching, serving
 from frugalbert.measure.encoder import Encoder
 
 LEAST_WORDS = 4
-REPEATS = 3
 BATCHINGS = ("by length", "in order")
 
 
@@ -45,16 +43,17 @@ def open_encoder(task: dict[str, Any], load: Callable[[dict[str, Any]], Any]) ->
     return encoder
 
 
-def time_texts(encoder: Encoder, cell: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
-    """One pass over the texts, timed: milliseconds, texts and real tokens per second, share of padding."""
+def time_texts(
+    encoder: Encoder, cell: dict[str, Any], rows: int, timer: Callable[[Callable[[], Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """Passes over the texts by `timer`: milliseconds, texts and real tokens per second, share of padding."""
     texts = paragraphs(cell["texts"])
     if cell["batching"] == "in order":
-        encoder.batches = partial(batching.in_order, rows=task["rows"])
+        encoder.batches = partial(batching.in_order, rows=rows)
     lengths = encoder.count_tokens(texts)
     work = encoder.predict if encoder.classifies else encoder.encode
-    repeats, clock = min(REPEATS, task["repeats"]), timing.pick_clock(task["threads"], task["device"])
-    found = timing.time_callable(lambda: work(texts), repeats, clock, warmup_seconds=0.0)
-    seconds = found.median_ms / 1e3
+    found = timer(lambda: work(texts))
+    seconds = found["median_ms"] / 1e3
     return {
         "precision": encoder.precision,
         "compile_seconds": encoder.compile_seconds,
@@ -64,5 +63,5 @@ def time_texts(encoder: Encoder, cell: dict[str, Any], task: dict[str, Any]) -> 
         "padding": batching.padding(lengths, encoder.batches(lengths)),
         "texts_per_second": len(texts) / seconds,
         "tokens_per_second": sum(lengths) / seconds,
-        **asdict(found),
+        **found,
     }

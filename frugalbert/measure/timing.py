@@ -21,6 +21,7 @@ from typing import Any
 from frugalbert.measure import serving
 
 LEAST_REPEATS = 9
+TEXT_REPEATS = 3
 MAX_SECONDS = 10.0
 WARMUP_SECONDS = 0.3
 WARMUP_CALLS = (2, 50)
@@ -236,8 +237,13 @@ def _time_mixed(task: dict[str, Any], cells: list[dict[str, Any]], emit: Callabl
     from frugalbert.measure import mixed
 
     encoder = mixed.open_encoder(task, _load)
+    repeats, clock = min(TEXT_REPEATS, task["repeats"]), pick_clock(task["threads"], task["device"])
+
+    def timer(call: Callable[[], Any]) -> dict[str, Any]:
+        return asdict(time_callable(call, repeats, clock, warmup_seconds=0.0))
+
     for cell in cells:
-        emit({**cell, **mixed.time_texts(encoder, cell, task)})
+        emit({**cell, **mixed.time_texts(encoder, cell, task["rows"], timer)})
 
 
 def _serve(task: dict[str, Any], text: str) -> tuple[Prepare, dict[str, Any]]:
