@@ -1,0 +1,240 @@
+"""How it scales: loss and tokens/s over sizes and budgets, one process and two, data preparation over cores and text.
+
+sizes      one recipe on Wikipedia, architectures of the `modern` family, budgets in tokens, doubled until the largest
+           number of operations; held-out loss at 15 % masks, tokens per second. A cell that is done is never trained
+           again (`--work`), so that the table may grow over days. The points are fitted by
+           L(N, D) = E + A / N^a + B / D^b (Hoffmann et al. 2022, arXiv 2203.15556, section 3.3), N = parameters of
+           the layers, D = tokens; each point is also foretold by a fit to all others
+processes  the same training by one process with two threads and by two with one each (torchrun), in turn
+data       the stages corpus and shards with one worker and two, 50 to 400 MB of text: seconds and peak memory
+
+python benchmarks/scaling.py --part sizes --work DIR          adds what is missing, up to --most-flops a cell
+python benchmarks/scaling.py --part processes data --work DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+SIZES = ("2x128", "3x192", "4x256", "6x384", "8x512")
+SMALLEST = 1_000_000  # tokens of the shortest training
+RECIPE: dict[str, Any] = {
+    "batch_size": 32, "phases": [{"length": 128, "share": 0.4}], "optimizer": "muon", "muon_learning_rate": 0.02,
+    "learning_rate": 2e-3, "weight_decay": 0.01, "warmup": 0.05, "curve": "linear", "mask": {"rate": [0.3, 0.15]},
+    "checkpoints": {"every": "5m"},
+}  # fmt: skip
+DATA_YAML = """name: scaling
+corpus: {sources: [text], held_out: 0.01}
+tokenizer: {kind: wordpiece, vocab_size: 8192, lowercase: true}
+shards: {length: [64, 128]}
+"""
+
+
+def parse() -> argparse.Namespace:
+    data = Path(os.environ.get("FRUGALBERT_DATA", ROOT.parent / "shared" / "data"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", nargs="+", choices=["sizes", "processes", "data"], default=["sizes"])
+    parser.add_argument("--work", required=True, type=Path)
+    parser.add_argument("--sizes", nargs="+", default=SIZES)
+    parser.add_argument("--most-flops", type=float, default=2e14, help="no cell needs more operations")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3, help="of processes and data")
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[50, 100, 200, 400])
+    parser.add_argument("--files", nargs="+", default=[str(path) for path in sorted(data.glob("enwiki*.xz"))])
+    parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "scaling.json"))
+    return parser.parse_args()
+
+
+def architecture(size: str) -> str:
+    layers, hidden = map(int, size.split("x"))
+    return f"modern {layers}x{hidden} heads={hidden // 64} ffn={hidden * 5 // 2}"
+
+
+# ---- sizes and budgets -----------------------------------------------------------------------------------------------
+
+
+def shards(options: argparse.Namespace) -> dict[str, Path]:
+    from evidence import run_on_wikipedia
+
+    folder = run_on_wikipedia(options.work, DATA_YAML, 100)
+    return {"shards": folder / "shards", "tokenizer": folder / "tokenizer", "yaml": options.work}
+
+
+def cells(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Shortest first, so that an interrupted table is complete as far as it goes."""
+    from frugalbert.model.arch import Arch
+    from frugalbert.model.cost import training_flops
+
+    found = []
+    for size in options.sizes:
+        arch = architecture(size)
+        flops = training_flops(Arch.parse(arch), 8192, 64, 0.225)
+        tokens = SMALLEST
+        while tokens * flops <= options.most_flops:
+            found += [
+                {"size": size, "arch": arch, "tokens": tokens, "flops": tokens * flops, "seed": seed}
+                for seed in range(options.seeds)
+            ]
+            tokens *= 2
+    return sorted(found, key=lambda cell: cell["flops"])
+
+
+def train(options: argparse.Namespace) -> dict[str, Any]:
+    from frugalbert import config, run
+    from frugalbert.train import pretrain
+
+    inputs, rows = shards(options), []
+    for cell in cells(options):
+        out = options.work / "sizes" / f"{cell['size']}-{cell['tokens'] // 1000}k-seed{cell['seed']}" / "pretrain"
+        if not (out / "summary.json").exists():
+            out.mkdir(parents=True, exist_ok=True)
+            given = {**RECIPE, "arch": cell["arch"], "budget": f"{cell['tokens']}tok", "seed": cell["seed"]}
+            machine = config.Machine(device="auto", compile=False, micro_batch=32)
+            pretrain.build(config.Pretrain.model_validate(given), inputs, out, machine)
+        about = run.read_json(out / "summary.json")
+        rows.append(
+            {
+                **cell,
+                "loss": about["final_validation_loss"],
+                "parameters": about["encoder_parameters"],
+                "tokens_per_second": about["tokens_per_second"],
+                "share_of_measured_ceiling": about["flop_utilisation_of_measured_ceiling"],
+            }
+        )
+    return {"recipe": RECIPE, "vocabulary": 8192, "rows": rows, "law": law(rows)}
+
+
+def law(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The fit to all points, and how far off each is from the fit to the others."""
+    if len(rows) < 8:
+        return {}
+    points = [(row["parameters"], row["tokens"], row["loss"]) for row in rows]
+    errors = []
+    for left in range(len(points)):
+        known = fit(points[:left] + points[left + 1 :])
+        errors.append(abs(predict(known, *points[left][:2]) - points[left][2]))
+    found = dict(zip(("E", "A", "a", "B", "b"), fit(points), strict=True))
+    return {**found, "left_out_error": {"mean": statistics.mean(errors), "largest": max(errors)}}
+
+
+def predict(known: tuple[float, ...], parameters: float, tokens: float) -> float:
+    floor, a_size, a, b_tokens, b = known
+    return floor + a_size / parameters**a + b_tokens / tokens**b
+
+
+def fit(points: list[tuple[float, float, float]]) -> tuple[float, ...]:
+    """The best of several starts by robust least squares of the log losses, all numbers positive."""
+    import numpy as np
+    from scipy.optimize import least_squares
+
+    sizes, tokens, losses = np.array(points, dtype=float).T
+
+    def residuals(x: Any) -> Any:
+        floor, a_size, a, b_tokens, b = np.exp(x)
+        return np.log(floor + a_size / sizes**a + b_tokens / tokens**b) - np.log(losses)
+
+    starts = [[math.log(v) for v in (floor, 100.0, a, 1000.0, b)]
+              for floor in (0.5, 2.0) for a in (0.2, 0.5) for b in (0.2, 0.5)]  # fmt: skip
+    tries = [least_squares(residuals, start, loss="huber", f_scale=0.01, max_nfev=5000) for start in starts]
+    return tuple(float(value) for value in np.exp(min(tries, key=lambda one: one.cost).x))
+
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+LAUNCH = """
+import json, sys
+from pathlib import Path
+from frugalbert import config, dist
+from frugalbert.train import pretrain
+section, inputs, out, machine = json.loads(sys.argv[1])
+found = pretrain.build(config.Pretrain.model_validate(section), {k: Path(v) for k, v in inputs.items()}, Path(out),
+                       config.Machine.model_validate(machine))
+if dist.is_main():
+    print("answer " + json.dumps(found))
+"""
+
+
+def processes(options: argparse.Namespace) -> dict[str, Any]:
+    """Tokens per second of a training of 60 steps, and its loss, by one process and by two."""
+    inputs = {name: str(path) for name, path in shards(options).items()}
+    section = {**RECIPE, "arch": architecture("4x256"), "budget": "60steps", "phases": [], "batch_size": 128}
+    found: dict[str, list[dict[str, Any]]] = {"1": [], "2": []}
+    for _ in range(options.rounds):
+        for count, rows in found.items():
+            threads = 2 // int(count)
+            with tempfile.TemporaryDirectory() as name:
+                out = Path(name) / "pretrain"
+                out.mkdir()
+                machine = {"device": "cpu", "threads": threads, "compile": False, "micro_batch": 32}
+                ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count]
+                launcher = [sys.executable] if count == "1" else [sys.executable, *ranks]
+                script = Path(name) / "launch.py"
+                script.write_text(LAUNCH)
+                command = [*launcher, str(script), json.dumps([section, inputs, str(out), machine])]
+                environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
+                done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+                lines = [line for line in done.stdout.splitlines() if line.startswith("answer ")]
+                if not lines:
+                    sys.exit(done.stderr[-3000:])
+                answer = json.loads(lines[0].removeprefix("answer "))
+                rows.append({key: answer[key] for key in ("tokens_per_second", "final_validation_loss")})
+    pairs = zip(found["1"], found["2"], strict=True)
+    ratios = [two["tokens_per_second"] / one["tokens_per_second"] for one, two in pairs]
+    return {"rounds": found, "two_over_one": [round(ratio, 3) for ratio in ratios]}
+
+
+# ---- data preparation ------------------------------------------------------------------------------------------------
+
+
+def data(options: argparse.Namespace) -> list[dict[str, Any]]:
+    import memory
+
+    rows = []
+    for megabytes in options.megabytes:
+        for workers in (1, 2):
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name)
+                row: dict[str, Any] = {"megabytes": megabytes, "workers": workers}
+                memory.write_text(options.files, folder, megabytes)
+                given = argparse.Namespace(workers=workers, dedup="exact", vocab_size=8192)
+                for stage in ("corpus", "tokenizer", "shards"):
+                    found = memory.measure(given, folder, stage)
+                    row[stage] = {key: found[key] for key in ("seconds", "tree_mb", "process_mb")}
+                rows.append(row)
+                print(json.dumps(row), file=sys.stderr, flush=True)
+    return rows
+
+
+def main() -> None:
+    from throughput import environment, save
+
+    from frugalbert.run import catch_signals, read_json
+
+    options = parse()
+    catch_signals()
+    result = read_json(options.out) if Path(options.out).exists() else {}
+    result["benchmark"] = "scaling over sizes and budgets, processes, cores and text"
+    for part in options.part:
+        result[part] = {"sizes": train, "processes": processes, "data": data}[part](options)
+        result.setdefault("environment", {})[part] = environment()
+        save(options.out, result)
+    if "sizes" in options.part:
+        for row in result["sizes"]["rows"]:
+            print(f"{row['size']:>6s} {row['tokens'] / 1e6:6.0f}M tokens  loss {row['loss']:.3f}  "
+                  f"{row['tokens_per_second']:8,.0f} tokens/s  {row['share_of_measured_ceiling']:.0%}")  # fmt: skip
+        print(json.dumps(result["sizes"]["law"]))
+
+
+if __name__ == "__main__":
+    main()
