@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from frugalbert.budget import Budget
 from frugalbert.train import loop, probe
 from frugalbert.train.state import Run
 from tests.train import small_run, toy
+from tests.train.test_ranks import launch
 
 LONG = toy.changed(budget=Budget.parse("12steps"))
 
@@ -132,3 +135,27 @@ def test_how_much_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budge
     run.recipe = toy.changed(budget=Budget.parse("300s"))
     run.state.seconds = 100.0
     assert probe._left(run) == pytest.approx(200.0)
+
+
+BOTH = """
+import json, sys
+from pathlib import Path
+from frugalbert.train import probe
+from tests.train import small_run
+probe.WORTH_SECONDS, probe.MOST = 0.0, 1e9
+place, out = map(Path, sys.argv[1:])
+read = {name: place / name for name in ("shards", "tokenizer")} | {"yaml": place}
+small_run.run(read, out, {"micro_batch": "auto", "compile": False}, batch_size=8, budget="4steps")
+"""
+
+
+def test_two_ranks_agree_and_train_as_one(tmp_path: Path):
+    """Each has a stop-watch of its own; the weights are those of one process, whatever they chose."""
+    inputs = small_run.prepare(tmp_path)
+    one = small_run.run(inputs, tmp_path / "one" / "pretrain", batch_size=8, budget="4steps", precision="fp32")
+    command = [sys.executable, "-c", BOTH, str(tmp_path), str(tmp_path / "two" / "pretrain")]
+    launch(tmp_path, 2, command=command)
+    two = json.loads((tmp_path / "two" / "pretrain" / "summary.json").read_text())
+    assert two["cost_seconds"]["probe"] > 0.0
+    assert two["ranks"] == 2
+    assert two["final_validation_loss"] == pytest.approx(one["final_validation_loss"], rel=1e-2)
