@@ -104,7 +104,10 @@ def write_model(name: str, folder: Path, kinds: list[str]) -> None:
     arch = Arch.parse(MODELS.get(name, name))
     if name in STOCK:
         layer = arch.layers[0]
-        model = BertModel(BertConfig(VOCABULARY, arch.hidden, len(arch.layers), layer.heads, layer.ffn))
+        model = BertModel(BertConfig(
+            vocab_size=VOCABULARY, hidden_size=arch.hidden, num_hidden_layers=len(arch.layers),
+            num_attention_heads=layer.heads, intermediate_size=layer.ffn,
+        ))  # fmt: skip
     else:
         model = FrugalModel(FrugalConfig.from_arch(arch, VOCABULARY))
     model.eval().save_pretrained(folder / "hf")

@@ -72,10 +72,13 @@ class Encoder:
 
     @classmethod
     def around(
-        cls, model: Any, tokenizer: Path | str, *, precision: Literal["auto", "fp32", "bf16"] = "auto",
+        cls, model: Any, tokenizer: Path | str, *, precision: Literal["auto", "fp32", "bf16"] = "fp32",
         threads: int | None = None, max_length: int | None = None, compile: bool = False,  # noqa: A002
     ) -> Encoder:  # fmt: skip
-        """An encoder around a PyTorch model in memory, where it is; `tokenizer`: a directory that has one."""
+        """An encoder around a PyTorch model in memory, where it is; `tokenizer`: a directory that has one.
+
+        Any precision but fp32 may cast the model's own weights.
+        """
         self = cls.__new__(cls)
         cores = dist.pick_threads(Machine(threads=threads or "auto"))
         served = serve_torch(model, next(model.parameters()).device, precision, cores, compiled=compile)

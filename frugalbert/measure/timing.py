@@ -149,6 +149,7 @@ def _torch_call(task: dict[str, Any], model: Any) -> tuple[Prepare, dict[str, An
     model = model.to(device=device, dtype=dtype)
     if task["device"] == "cpu" and task.get("precision", "fp32") != "fp32":
         precision = serving.pick_precision(task["precision"], model.base_model, device)
+        serving.cast_weights(model, precision)
         dtype = torch.bfloat16 if precision == "bf16" else dtype
 
     def run(inputs: dict[str, Any], threads: int = 1) -> Any:

@@ -18,6 +18,7 @@ from torch import nn
 
 from frugalbert import Encoder, dist
 from frugalbert.measure import batching, serving
+from frugalbert.measure.models import load_model
 from tests.measure.conftest import edit_config
 
 TEXTS = [
@@ -132,11 +133,14 @@ def test_what_is_cut_is_counted_and_said(stock_dir: Path, capsys: pytest.Capture
 def test_bf16_is_chosen_where_it_is_exact_enough(stock_dir: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(dist, "multiplies_bf16", lambda device: True)
     exact = Encoder(stock_dir, precision="fp32", device="cpu").encode(TEXTS, normalize=True)
-    rough = Encoder(stock_dir, device="cpu")
+    rough = Encoder(stock_dir, device="cpu", threads=1)
     assert rough.precision == "bf16"
     found = rough.encode(TEXTS, normalize=True)
     assert 0.999 < (found * exact).sum(1).min() < 1.0
     assert np.abs(found - exact).max() > 1e-5
+    plain = Encoder.around(load_model(stock_dir, encoder_only=True), stock_dir, threads=1)  # as in training
+    with dist.autocast(torch.device("cpu"), "bf16"):
+        np.testing.assert_array_equal(plain.encode(TEXTS, normalize=True), found)
     monkeypatch.setattr(serving, "BF16_COSINE", 1.01)
     assert Encoder(stock_dir, device="cpu").precision == "fp32"
     monkeypatch.setattr(dist, "multiplies_bf16", lambda device: False)
