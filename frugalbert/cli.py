@@ -188,7 +188,7 @@ def bench(
         bool, typer.Option("--profile", help="Where a training step's time goes, of a run or YAML with shards.")
     ] = False,
 ) -> None:
-    """Time any model directory or ONNX file by batch and length, beside stock BERT-base (`lengths=[32,128]` …)."""
+    """Time any model by batch and length, and on texts of mixed lengths, beside stock BERT-base (`lengths=[32]` …)."""
     from frugalbert.config import Bench
     from frugalbert.measure.latency import bench_model
     from frugalbert.yamlfile import section_from

@@ -32,7 +32,8 @@ def paragraphs(count: int) -> list[str]:
 def open_encoder(task: dict[str, Any], load: Callable[[dict[str, Any]], Any]) -> Encoder:
     """The encoder of a timing task; `load` gives the module of one that is no directory (the baseline)."""
     compiled = task["kind"] == "compiled"
-    settings = {"precision": task["precision"], "threads": task["threads"], "max_length": task["max_length"]}
+    precision = "auto" if task["device"] == "cuda" else task["precision"]
+    settings = {"precision": precision, "threads": task["threads"], "max_length": task["max_length"]}
     if task["baseline"]:
         model = load(task).to(task["device"])
         encoder = Encoder.around(model, task["tokenizer"], **settings, compile=compiled)

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from frugalbert import Encoder, dist
-from frugalbert.measure import batching, serving
+from frugalbert.measure import batching, mixed, serving
 from frugalbert.measure.models import load_model
 from tests.measure.conftest import edit_config
 
@@ -204,6 +205,20 @@ def test_labels_with_probabilities(run_inputs: dict[str, Path], run_export: tupl
             assert list(found.values()) == sorted(found.values(), reverse=True)
     assert Encoder(folder, threads=1).encode(["word1"]).shape == (1, 32)
     assert encoder.predict([]) == []
+
+
+def test_a_classifier_is_timed_as_one(run_export: tuple[Path, dict]):
+    """Its ONNX file has no hidden states: labels are what it serves."""
+    encoder = Encoder(run_export[0] / "tasks" / "updown" / "onnx", threads=1)
+    given = []
+
+    def timer(call: Callable[[], Any]) -> dict[str, float]:
+        given.append(call())
+        return {"median_ms": 500.0}
+
+    found = mixed.time_texts(encoder, {"texts": 4, "batching": "in order"}, 2, timer)
+    assert [set(row) for row in given[0]] == [{"up", "down"}] * 4
+    assert (found["texts_per_second"], found["tokens_per_second"]) == (8.0, 2.0 * found["tokens"])
 
 
 def test_several_labels_and_numbers(run_inputs: dict[str, Path], tmp_path: Path):
