@@ -92,6 +92,11 @@ class Encoder:
         most = max_length(served.config) or MAX_LENGTH
         if limit is not None and not 4 <= limit <= most:
             raise ValueError(f"max_length is {limit}, but {folder} reads 4 to {most} tokens; write one of these")
+        entries, known = self._tokenizer.get_vocab_size(), served.config.get("vocab_size")
+        if known and entries > known:
+            raise ValueError(
+                f"{folder}: its tokenizer has {entries} entries, the model {known}; save the one that belongs"
+            )
         self.max_length = limit or most
         self._tokenizer.enable_truncation(self.max_length)
         budget = batching.BUDGET if self.device == "cpu" else batching.GPU_BUDGET
@@ -152,7 +157,14 @@ class Encoder:
 
     def count_tokens(self, texts: Iterable[Text]) -> list[int]:
         """Tokens of each text, special ones included, at most `max_length`."""
-        return [len(row.ids) for row in self._tokenizer.encode_batch_fast(_checked(texts))]
+        return [len(row.ids) for row in self._tokens(_checked(texts))]
+
+    def _tokens(self, texts: list[Text]) -> list[Any]:
+        try:
+            return self._tokenizer.encode_batch_fast(texts)
+        except TypeError:  # half a character (a lone surrogate) in some text
+            whole = [tuple(map(_whole, text)) if isinstance(text, tuple) else _whole(text) for text in texts]
+            return self._tokenizer.encode_batch_fast(whole)
 
     def _output(self, name: str, otherwise: str) -> Forward:
         if name not in self._served.outputs:
@@ -167,7 +179,7 @@ class Encoder:
         found = np.zeros((len(asked), width), dtype=np.float32)
         self.num_cut = 0
         for start in range(0, len(asked), CHUNK):
-            rows = self._tokenizer.encode_batch_fast(asked[start : start + CHUNK])
+            rows = self._tokens(asked[start : start + CHUNK])
             self.num_cut += sum(bool(row.overflowing) for row in rows)
             lengths = [len(row.ids) for row in rows]
             batches = [batch[np.array(lengths)[batch] > 0] for batch in self.batches(lengths)]
@@ -192,6 +204,10 @@ class Encoder:
             if paired:
                 inputs["token_type_ids"][number, : len(row.ids)] = row.type_ids
         return inputs
+
+
+def _whole(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _checked(texts: Iterable[Text]) -> list[Text]:

@@ -15,11 +15,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, processors
 from torch import nn
 
 from frugalbert import Encoder, dist
 from frugalbert.measure import batching, mixed, serving
-from frugalbert.measure.models import load_model
+from frugalbert.measure.models import load_model, max_length
 from tests.measure.conftest import edit_config
 
 TEXTS = [
@@ -250,8 +251,6 @@ def test_nothing_and_next_to_nothing(stock_export: Path, stock_dir: Path, tmp_pa
         assert encoder.encode([""]).shape == (1, 32)
     bare = tmp_path / "bare"
     shutil.copytree(stock_dir, bare)
-    from tokenizers import Tokenizer, processors
-
     backend = Tokenizer.from_file(str(bare / "tokenizer.json"))
     backend.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
     backend.save(str(bare / "tokenizer.json"))
@@ -259,11 +258,26 @@ def test_nothing_and_next_to_nothing(stock_export: Path, stock_dir: Path, tmp_pa
     assert np.linalg.norm(found, axis=1).tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
 
 
+def test_text_that_is_no_text(stock_dir: Path):
+    """A lone surrogate, as broken JSON has it, is a question mark; the other texts are not touched."""
+    encoder = Encoder(stock_dir, precision="fp32", threads=1)
+    found = encoder.encode(["word1 \ud800", "word2", ("word1 \ud800", "word2")])
+    np.testing.assert_array_equal(found, encoder.encode(["word1 ?", "word2", ("word1 ?", "word2")]))
+
+
+def test_longest_inputs():
+    sizes = {"max_position_embeddings": 514, "model_type": "xlm-roberta", "pad_token_id": 1}
+    assert [max_length(config) for config in (sizes, sizes | {"model_type": "bert"}, {})] == [512, 514, None]
+
+
 def test_mistakes_are_one_sentence(stock_export: Path, stock_dir: Path, run_export: tuple[Path, dict], tmp_path: Path):
     (tmp_path / "empty").mkdir()
     shutil.copytree(stock_dir, tmp_path / "silent", ignore=shutil.ignore_patterns("tokenizer*"))
     shutil.copytree(stock_dir, tmp_path / "torn")
     (tmp_path / "torn" / "tokenizer.json").write_text("{")
+    shutil.copytree(stock_dir, tmp_path / "foreign")
+    words = {f"w{number}": number for number in range(300)}
+    Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(tmp_path / "foreign" / "tokenizer.json"))
     encoder = Encoder(stock_dir, threads=1)
     classifier = Encoder(run_export[0] / "tasks" / "updown" / "onnx", threads=1)
     wrong: Any = None
@@ -281,6 +295,7 @@ def test_mistakes_are_one_sentence(stock_export: Path, stock_dir: Path, run_expo
         (lambda: Encoder(tmp_path / "empty"), "empty is not a model: it has no config.json"),
         (lambda: Encoder(tmp_path / "silent"), "silent has no tokenizer.json; save the model's tokenizer beside it"),
         (lambda: Encoder(tmp_path / "torn"), "tokenizer.json is no tokenizer"),
+        (lambda: Encoder(tmp_path / "foreign"), "foreign: its tokenizer has 300 entries, the model 256; save the one"),
     ):
         with pytest.raises(ValueError, match=re.escape(words)) as caught:
             call()
