@@ -106,7 +106,7 @@ def at_toy_size(words: list[str]) -> list[str]:
     if words[0] == "eval":
         few = ["wnli,superglue,blimp" if "blimp" in word else word for word in words]
         return [*few, "seeds=[0]", "epochs=1.0", "max_length=32", "random_baseline=false", "machine.threads=1"]
-    return [*words, "baseline=none"] if words[0] == "bench" else words
+    return [*words, "baseline=none"] if words[0] == "bench" and "--profile" not in words else words
 
 
 def test_the_commands_of_the_page_run(world: Path, monkeypatch: pytest.MonkeyPatch):
