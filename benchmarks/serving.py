@@ -6,14 +6,13 @@ processor multiplies it), compiled (torch.compile), and as ONNX files in fp32 an
 come. Each arm is a process of its own with fixed threads (`frugalbert/measure/timing.py`); rounds alternate the arms; a
 ratio is taken within each round, and reported as min / median / max.
 
-`--staircase` asks which sizes the device runs well instead: latency over widths and feed-forward sizes in steps of 8,
-with some between, all else fixed; its excess over the line through the multiples of 64 beside.
+The staircase asks which sizes the device runs well: latency over widths and feed-forward sizes in steps of 8, with some
+between, all else fixed; its excess over the line through the multiples of 64 stands beside.
 
-  python benchmarks/serving.py                        all arms on the CPU: an hour on 2 idle cores
-  python benchmarks/serving.py --staircase            half an hour
-  python benchmarks/serving.py --quick                a short look at both, no result files
-  python benchmarks/serving.py --device cuda --out benchmarks/results/serving_gpu.json    (PyTorch arms)
-  python benchmarks/serving.py --device cuda --staircase --out benchmarks/results/staircase_gpu.json
+  python benchmarks/serving.py                     serving.json, staircase.json and its picture: an hour on 2 idle cores
+  python benchmarks/serving.py --only staircase    one of both
+  python benchmarks/serving.py --quick             a short look, no result files
+  python benchmarks/serving.py --device cuda       PyTorch on a GPU: serving_gpu.json, staircase_gpu.json
 """
 
 from __future__ import annotations
@@ -47,7 +46,6 @@ SHAPES = {
     "ffn": ("bert 4x256 heads=4 ffn={}", FFN),
 }
 REFERENCE = "bert 2x256 heads=4 ffn=512"
-RESULTS = ROOT / "benchmarks" / "results"
 Row = dict[str, Any]
 
 
@@ -63,17 +61,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3, help="timed calls per cell and round")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--staircase", action="store_true")
+    parser.add_argument("--only", default="table,staircase", choices=["table", "staircase"])
     parser.add_argument("--quick", action="store_true", help="small models, few cells, one round, no result file")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="directory")
     options = parser.parse_args()
     if options.device == "cuda":
         options.threads, options.kinds, options.precisions = "1", "torch,compiled", "fp32"
     if options.quick:
         options.models, options.lengths, options.texts, options.rounds = "minilm-l6-h384,small-modern", "16,128", 16, 1
         options.repeats = 2
-    options.out = options.out or RESULTS / ("staircase.json" if options.staircase else "serving.json")
     return options
+
+
+def result_file(options: argparse.Namespace, name: str) -> Path:
+    return options.out / f"{name}{'_gpu' if options.device == 'cuda' else ''}.json"
 
 
 # ---- models on disk --------------------------------------------------------------------------------------------------
@@ -223,7 +224,7 @@ def table(options: argparse.Namespace) -> None:
     summary = summarise(rows)
     show(summary)
     if not options.quick:
-        save(options.out, {
+        save(result_file(options, "serving"), {
             "benchmark": "serving, random weights", "options": settings_of(options), "environment": found,
             "models": {name: MODELS.get(name, name) for name in options.models.split(",")}, "rows": summary,
         })  # fmt: skip
@@ -266,9 +267,10 @@ def staircase(options: argparse.Namespace) -> None:
     if not options.quick:
         what = "latency of 8 x 128 tokens over sizes, in units of the reference encoder's"
         shapes = {axis: text for axis, (text, _) in SHAPES.items()} | {"reference": REFERENCE}
-        save(options.out, {"benchmark": what, "shapes": shapes, "options": settings_of(options), "environment": found,
-                           "backends": result})  # fmt: skip
-        draw(result, options.out.with_suffix(".png"))
+        path = result_file(options, "staircase")
+        save(path, {"benchmark": what, "shapes": shapes, "options": settings_of(options), "environment": found,
+                    "backends": result})  # fmt: skip
+        draw(result, path.with_suffix(".png"))
 
 
 def excess(line: dict[int, float]) -> dict[str, dict[str, float]]:
@@ -306,9 +308,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     options = parse()
-    if options.staircase or options.quick:
+    if "staircase" in options.only:
         staircase(options)
-    if not options.staircase:
+    if "table" in options.only:
         table(options)
 
 
