@@ -125,6 +125,7 @@ def arguments(task: dict[str, Any], out: Path) -> Any:
         bf16=told["bf16"],
         torch_compile=told["compile"],
         remove_unused_columns=told["remove_unused_columns"],
+        dataloader_num_workers=told["workers"],
         save_strategy="steps" if told["save_steps"] else "no",
         save_steps=told["save_steps"] or 500,
         save_total_limit=1,

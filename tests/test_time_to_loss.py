@@ -21,7 +21,7 @@ from frugalbert.model.configuration import FrugalConfig
 from frugalbert.model.cost import matmul_parameters
 from frugalbert.model.interop import to_stock
 from frugalbert.model.modeling import FrugalForMaskedLM
-from frugalbert.run import fingerprint, read_json
+from frugalbert.run import fingerprint
 from frugalbert.yamlfile import load
 from tests.structure import ROOT
 from tests.train.small_run import prepare
@@ -314,9 +314,7 @@ def test_the_rehearsal(tmp_path: Path, shared_data: Path):
     values = {"PYTHON": sys.executable, "TEXT": source, "TASKS": "rte", "SCALE": "1000", "DATA": str(shared_data)}
     status, said, _ = script(tmp_path, **values)
     assert status == 0, said[-2000:]
-    assert [line.split("|")[1].strip() for line in said.splitlines()[-4:]] == ["arm", "---", "mlm_85m", "rtd_38m"]
-    again = script(tmp_path, **values)
-    assert again[0] == 0
-    assert again[1].splitlines()[-1] == said.splitlines()[-1]
-    summary = read_json(tmp_path / "work" / "rtd_38m" / "pretrain" / "summary.json")
-    assert summary["steps"] >= 1
+    table = [line for line in said.splitlines() if line.startswith("|")]
+    assert [line.split("|")[1].strip() for line in table] == ["arm", "---", "mlm_85m", "rtd_38m"]
+    status, again, _ = script(tmp_path, **values)
+    assert (status, [line for line in again.splitlines() if line.startswith("|")]) == (0, table)
