@@ -10,6 +10,7 @@
 # tasks' files; ARMS; TASKS, words; SCALE; PIECE, seconds after which a call ends (checkpoint, status 75); PYTHON.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+[ ! -x .venv/bin/python ] || PYTHON=${PYTHON:-.venv/bin/python}
 PYTHON=${PYTHON:-python3} SCALE=${SCALE:-1} PIECE=${PIECE:-0}
 WORK=${WORK:-runs/gpu-30min}
 SHARDS=${SHARDS:-$WORK/rows} ARMS=${ARMS-mlm_85m rtd_38m}
@@ -36,6 +37,7 @@ frugalbert() {  # one call, ended with a checkpoint when the piece is over
 # ---- what a rehearsal has instead: of everything a little, so that all of it runs
 
 rows=() small=() sizes_mlm_85m=() sizes_rtd_38m=()
+((SCALE == 1)) || TEXT=${TEXT:-"[{path: ../../shared/data/enwiki2015-AA.txt.xz, max_documents: 300}]"}
 [ -z "${TEXT:-}" ] || rows+=("corpus.sources=$TEXT")
 if ((SCALE > 1)); then
   rows+=("tokenizer.vocab_size=2048" "corpus.held_out=0.02")
