@@ -9,7 +9,7 @@ ratio is taken within each round, and reported as min / median / max.
 The staircase asks which sizes the device runs well: latency over widths and feed-forward sizes in steps of 8, with some
 between, all else fixed; its excess over the line through the multiples of 64 stands beside.
 
-  python benchmarks/serving.py                     serving.json, staircase.json and its picture: an hour on 2 idle cores
+  python benchmarks/serving.py                     serving.json, staircase.json and .png: 90 minutes on 2 idle cores
   python benchmarks/serving.py --only staircase    one of both
   python benchmarks/serving.py --quick             a short look, no result files
   python benchmarks/serving.py --device cuda       PyTorch on a GPU: serving_gpu.json, staircase_gpu.json
@@ -57,9 +57,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--lengths", default="16,32,64,128,256,512")
     parser.add_argument("--batches", default="1,8")
-    parser.add_argument("--texts", type=int, default=128, help="paragraphs of mixed lengths")
+    parser.add_argument("--texts", type=int, default=64, help="paragraphs of mixed lengths")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=3, help="timed calls per cell and round")
+    parser.add_argument("--repeats", type=int, default=2, help="timed calls per cell and round")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--only", default="table,staircase", choices=["table", "staircase"])
     parser.add_argument("--quick", action="store_true", help="small models, few cells, one round, no result file")
@@ -246,7 +246,7 @@ def staircase(options: argparse.Namespace) -> None:
         backends = [("torch", "fp32")]
     if options.quick:
         backends = backends[:1]
-    fixed = {"device": options.device, "threads": 1, "repeats": 3 * options.repeats, "batch_size": 8, "length": 128}
+    fixed = {"device": options.device, "threads": 1, "repeats": 9, "batch_size": 8, "length": 128}
     fixed |= {"vocab_size": 1024, "warmup_seconds": 0.1, "baseline": None, "reference": REFERENCE}
     result: dict[str, Any] = {}
     for kind, precision in backends:
