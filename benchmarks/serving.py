@@ -101,6 +101,7 @@ def write_model(name: str, folder: Path, kinds: list[str]) -> None:
     from frugalbert.model.arch import Arch
     from frugalbert.model.configuration import FrugalConfig
     from frugalbert.model.modeling import FrugalModel
+    from frugalbert.progress import quiet
 
     arch = Arch.parse(MODELS.get(name, name))
     if name in STOCK:
@@ -111,7 +112,8 @@ def write_model(name: str, folder: Path, kinds: list[str]) -> None:
         ))  # fmt: skip
     else:
         model = FrugalModel(FrugalConfig.from_arch(arch, VOCABULARY))
-    model.eval().save_pretrained(folder / "hf")
+    with quiet():
+        model.eval().save_pretrained(folder / "hf")
     if "onnx" in kinds or "onnx-int8" in kinds:
         (folder / "onnx").mkdir()
         onnx.export_onnx(model, folder / "onnx" / "model.onnx")
