@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,6 @@ def test_every_form_gives_the_vectors_of_each_text_alone(
 
 def test_several_batches_on_several_threads(stock_dir: Path, truth: tuple[np.ndarray, np.ndarray]):
     """Batches of any size give the same; torch's own threads are as before, for new threads of the caller too."""
-    torch.set_num_threads(1)
     encoder = Encoder(stock_dir, precision="fp32", threads=3)
     sizes = []
     for budget in (1, 40, 10_000):
@@ -79,7 +79,12 @@ def test_several_batches_on_several_threads(stock_dir: Path, truth: tuple[np.nda
         np.testing.assert_allclose(encoder.encode(TEXTS), truth[0], atol=1e-5)
         sizes.append(len(encoder.batches([len(text.split()) + 2 for text in TEXTS])))
     assert sizes[0] > sizes[1] > sizes[2]
-    assert torch.get_num_threads() == 1
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    serving.spread(lambda batch, threads: torch.set_num_threads(threads), [{}] * 4, 3)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 2
+    torch.set_num_threads(before)
     used: list[int] = []
     serving.spread(lambda batch, threads: used.append(threads), [{}] * 4, 2)
     serving.spread(lambda batch, threads: used.append(threads), [{}], 2)
