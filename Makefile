@@ -4,6 +4,7 @@ VENV    ?= .venv
 TESTS   ?= tests
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
+SPEED   := throughput serving data_preparation memory slicing latency_predictor sparse_attention
 TORCH   := $(shell grep '^torch==' constraints.txt)
 EXTRAS  := dev,onnx,cluster,dedup,wikipedia,sweeps
 PIP     := $(BIN)/python -m pip --no-input --disable-pip-version-check install --progress-bar off -c constraints.txt
@@ -34,8 +35,8 @@ lint: $(STAMP) ## ruff, its formatter and pyright alone
 torture: $(STAMP) ## The minutes-long tests left out of `test`: kill storms, large corpora, fuzzing
 	@$(PYTEST) -m slow $(TESTS)
 
-bench: $(STAMP) ## Every script of benchmarks/, each writes benchmarks/results/NAME.json (pin the machine first)
-	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done
+bench: $(STAMP) ## The speed figures of the README, to benchmarks/results (hours; on an idle machine)
+	@set -e; for name in $(SPEED); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
 docs: $(STAMP) ## Write docs/config.md from the configuration's own documentation
 	@$(BIN)/python -c "from frugalbert.explain import markdown; print(markdown(), end='')" > docs/config.md

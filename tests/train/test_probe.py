@@ -75,6 +75,17 @@ def test_a_little_faster_is_not_enough_and_what_does_not_fit_is_left_out(
     assert run.state.settled == {"precision": "fp32", "compiled": False}
 
 
+def test_a_disturbed_stop_watch_must_err_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """bf16 looks slow once, when something else ran; the second time it does not."""
+    for answers, expected in (([3.0, 2.0, 1.0, 2.0], "bf16"), ([3.0, 2.0, 3.0, 2.0], "fp32"), ([1.0, 2.0], "bf16")):
+        left = iter(answers)
+        monkeypatch.setattr(probe, "_step_seconds", lambda *_, left=left: next(left))
+        run = trying(tmp_path, "precision")
+        probe._precision(run)
+        assert run.precision == expected
+        assert next(left, None) is None
+
+
 def test_short_trainings_try_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = table(monkeypatch, {})
     monkeypatch.setattr(probe, "_left", lambda run: 59.0)
