@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +28,8 @@ from frugalbert.run import say
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+GRAPHS = 64  # of torch.compile
 
 
 class Machine(Protocol):
@@ -235,6 +237,22 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     from torch import nn
 
     return [block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module]
+
+
+def compile_blocks(layers: Iterable[nn.Module], *, dynamic: bool) -> None:
+    """torch.compile of an encoder's layers one by one: one compilation serves all of a kind (and shape)."""
+    import torch
+
+    # all layers of all models are one function to torch; beyond its limit of graphs (8) it silently does not compile
+    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    for layer in layers:
+        layer.compile(dynamic=dynamic)
+
+
+def eager_blocks(layers: Iterable[nn.Module]) -> None:
+    """Take `compile_blocks` back."""
+    for layer in layers:
+        layer._compiled_call_impl = None  # as nn.Module has it before `compile`
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:

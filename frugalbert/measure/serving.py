@@ -27,7 +27,6 @@ BF16_COSINE = 0.999
 PROBE = (4, 32)
 COMPILED = ((2, 9, False), (1, 9, False), (3, 17, True))
 """Batch, length and padding of the calls that compile: one row, several, and several that need a mask are graphs."""
-GRAPHS = 64
 Inputs = dict[str, np.ndarray[Any, Any]]
 Forward = Callable[[Inputs, int], Any]
 """(inputs, CPU threads) -> float32 values on the model's device."""
@@ -171,12 +170,9 @@ def compile_blocks(encoder: Any, forward: Forward, threads: set[int]) -> float:
     Layers of one kind share their graphs, so a deep encoder costs no more than a shallow one. Raises CannotCompile
     with the layers as they were.
     """
-    import torch
 
-    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
     blocks = dist.blocks(encoder)
-    for block in blocks:
-        block.compile(dynamic=True)
+    dist.compile_blocks(blocks, dynamic=True)
     start = time.perf_counter()
     try:
         for batch, length, padded in COMPILED:
@@ -185,8 +181,7 @@ def compile_blocks(encoder: Any, forward: Forward, threads: set[int]) -> float:
             for number in threads:
                 forward(inputs, number)
     except Exception as error:  # the compilers of torch and of the system have no error in common
-        for block in blocks:
-            block._compiled_call_impl = None
+        dist.eager_blocks(blocks)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise CannotCompile(f"torch.compile does not work here ({reason})") from None
     return time.perf_counter() - start

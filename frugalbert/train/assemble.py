@@ -20,7 +20,6 @@ from frugalbert.config import Machine, Training
 from frugalbert.data import tokenizer as tokenizers
 from frugalbert.data.masking import Batch, Vocabulary
 from frugalbert.data.rows import read_index
-from frugalbert.train import probe
 from frugalbert.train.batches import HeldOut, Sampler
 from frugalbert.train.curves import UNSCALED, curve, rate
 from frugalbert.train.optim import OptimizerSettings, make_optimizer
@@ -91,7 +90,7 @@ def assemble(
     model = method.model.to(device)
     blocks = dist.blocks(model) if method.blocks is None else method.blocks
     if machine.compile is True:
-        probe.compile_blocks(blocks)  # before FSDP wraps them
+        dist.compile_blocks(blocks, dynamic=False)  # before FSDP wraps them
     share = _share(section, device)
     free = {"micro_batch": machine.micro_batch, "compile": machine.compile if machine.strategy == "ddp" else "as said"}
     if device.type == "cpu" and dist.multiplies_bf16(device):

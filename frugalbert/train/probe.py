@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from frugalbert import dist
 from frugalbert.progress import duration
@@ -27,7 +26,6 @@ COMPILE_WORTH_SECONDS = {"cpu": 900.0, "cuda": 600.0}  # compiling takes half a 
 CLEAR = 0.97  # another setting must need less than this share of the time
 SMALLER, LARGER = 3, {"cpu": 0, "cuda": 2}  # halvings and doublings of the estimated micro-batch
 PASSES = 3
-GRAPHS = 64  # of torch.compile
 Key = TypeVar("Key")
 
 
@@ -56,21 +54,11 @@ def _choose(run: Run) -> None:
     say(f"{run.stage}: tried for {duration(time.perf_counter() - started)}: {'; '.join(found)}")
 
 
-def compile_blocks(blocks: Iterable[nn.Module]) -> None:
-    """Compile an encoder's layers one by one: one compilation serves all of a shape."""
-    # all layers of all models run through one function of torch, whose graphs count together: one for each kind of
-    # layer, shape and mode; beyond the limit (8 of its own) it would silently not compile
-    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
-    for block in blocks:
-        block.compile(dynamic=False)
-
-
 def _compiled(run: Run, wanted: bool) -> None:
     if wanted and not run.compiled:
-        compile_blocks(run.blocks)
+        dist.compile_blocks(run.blocks, dynamic=False)
     elif not wanted:
-        for block in run.blocks:
-            block._compiled_call_impl = None  # as nn.Module has it before `compile`
+        dist.eager_blocks(run.blocks)
     run.compiled = wanted
 
 

@@ -118,7 +118,6 @@ def test_compiled_layers_learn_the_same(inputs: dict[str, Path], tmp_path: Path,
     looked into."""
     done, settings = [], {"hidden": 0.1, "relation": 0.2, "relation_heads": 2}
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)  # the stage must raise it
 
     def compiled(block: torch.nn.Module, **options: Any) -> None:
         done.append(block)
@@ -126,7 +125,8 @@ def test_compiled_layers_learn_the_same(inputs: dict[str, Path], tmp_path: Path,
 
     distilled(inputs, tmp_path / "plain", settings, budget="4steps")
     monkeypatch.setattr(torch.nn.Module, "compile", compiled)
-    distilled(inputs, tmp_path / "compiled", settings, budget="4steps", machine={"compile": True})
+    with torch._dynamo.config.patch(recompile_limit=2):  # the stage must raise it
+        distilled(inputs, tmp_path / "compiled", settings, budget="4steps", machine={"compile": True})
     assert len(done) == 1 + 2, "the last layer of each is watched"
     for name, tensor in weights(tmp_path / "plain").items():
         torch.testing.assert_close(weights(tmp_path / "compiled")[name], tensor, rtol=0, atol=1e-5)

@@ -118,16 +118,13 @@ def test_compiled_only_if_that_is_faster(tmp_path: Path, monkeypatch: pytest.Mon
     assert (run.model._compiled_call_impl is not None) == faster
 
 
-def test_without_a_compiler_it_stays_eager_and_says_why_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_without_a_compiler_it_stays_eager_and_says_why_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(config, "force_disable_caches", True)
     inputs = small_run.prepare(tmp_path)
     plain = small_run.run(inputs, tmp_path / "plain" / "pretrain", {"compile": False}, budget="3steps")
-    found = small_run.run(inputs, tmp_path / "failed" / "pretrain", {"compile": True}, budget="3steps")
+    with config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
+        found = small_run.run(inputs, tmp_path / "failed" / "pretrain", {"compile": True}, budget="3steps")
     said = capsys.readouterr().err
     assert said.count("torch.compile does not work here and is left out: ") == 1
     assert found["final_validation_loss"] == plain["final_validation_loss"]
