@@ -206,7 +206,7 @@ def bench(
 @app.command(name="eval")
 @_guarded
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model directory or hub name.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a model directory or a hub name.")],
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of `finetune`, or machine.KEY=VALUE.")
     ] = None,

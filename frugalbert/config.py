@@ -1059,7 +1059,7 @@ class Finetune(Section):
     """Directory with the tasks' official folders (`CoLA/train.tsv`, `glue/CoLA/train.tsv`, `BoolQ/train.jsonl` …);
     without it the data come from the hub."""
     model: str | None = None
-    """Fine-tune this model directory or hub name instead of the `pretrain` stage's result."""
+    """Fine-tune this model: a directory, a run (what it pre-trained) or a hub name; none = what `pretrain` made."""
     train: bool = True
     """`false`: evaluate the model as it is, with the head it has; labels are mapped by name."""
     learning_rate: Positive = 1e-4

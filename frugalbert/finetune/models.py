@@ -77,10 +77,12 @@ def locate(section: config.Finetune, inputs: dict[str, Path]) -> str:
         is_name = section.model.count("/") <= 1 and not section.model.startswith((".", "/", "~"))
         if not path.exists() and is_name:
             return section.model
+        if (path / "pretrain" / "model").is_dir():  # a run
+            path = path / "pretrain" / "model"
     if not path.exists():
         raise FileNotFoundError(f"finetune.model: {path} does not exist; name a model directory or a hub name")
     if not (path / "config.json").is_file():
-        raise ValueError(f"{path} is not a model: it has no config.json; name a Hugging Face model directory")
+        raise ValueError(f"{path} is not a model: it has no config.json; name a model directory or a finished run")
     if not any((path / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         raise ValueError(f"{path} is not a model: it has no model.safetensors; save it again with save_pretrained")
     return str(path)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from frugalbert import config, run
-from frugalbert.finetune import runner, trial
+from frugalbert.finetune import models, runner, trial
 from tests.finetune.conftest import make_tiny, sentences
 
 MACHINE = config.Machine(device="cpu", threads=1)
@@ -347,6 +347,15 @@ def test_what_is_not_a_model_gets_one_sentence(tiny, tmp_path, how, message):
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
     assert not list((tmp_path / "out").rglob("result.json"))
+
+
+def test_a_run_stands_for_what_it_pretrained(tmp_path):
+    trained = tmp_path / "run" / "pretrain" / "model"
+    trained.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (trained / name).touch()
+    for model in ("run", "run/pretrain/model"):
+        assert models.locate(config.Finetune(tasks=["cola"], model=model), {"yaml": tmp_path}) == str(trained)
 
 
 @pytest.mark.parametrize(
