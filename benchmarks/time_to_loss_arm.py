@@ -93,22 +93,6 @@ def full_rows(shards: Path, length: int) -> Rows:
     return Rows(ids[(ids != found.special["pad"]).all(1)], found.special["all"])
 
 
-def stock_bert(arch: str, vocab_size: int, dropout: float) -> Any:
-    """BertForMaskedLM of an architecture of family bert, with the weights of Hugging Face's own initialisation."""
-    from transformers import BertConfig, BertForMaskedLM
-
-    from frugalbert.model.arch import Arch
-
-    sizes = Arch.parse(arch)
-    config = BertConfig(
-        vocab_size=vocab_size, hidden_size=sizes.hidden, num_hidden_layers=len(sizes.layers),
-        num_attention_heads=sizes.layers[0].heads, intermediate_size=sizes.layers[0].ffn,
-        max_position_embeddings=sizes.max_length, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
-        attn_implementation="sdpa",
-    )  # fmt: skip
-    return BertForMaskedLM(config)
-
-
 def arguments(task: dict[str, Any], out: Path) -> Any:
     """run_mlm's TrainingArguments. What is not in the task's `trainer` is as transformers has it."""
     from transformers import TrainingArguments
@@ -138,6 +122,7 @@ def arguments(task: dict[str, Any], out: Path) -> Any:
 
 def with_trainer(task: dict[str, Any], out: Path, started: float) -> dict[str, Any]:
     """run_mlm after its tokenising: model, collator, Trainer; ended by the clock if its steps do not end before."""
+    from trainer_arms import stock_bert
     from transformers import DataCollatorForLanguageModeling, Trainer, set_seed
 
     from frugalbert.data import tokenizer as tokenizers

@@ -18,6 +18,22 @@ BATCHES = {"cpu": (8, 16, 32, 64), "cuda": (64, 256, 1024)}
 SPECIAL = {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103, "all": [0, 100, 101, 102, 103]}
 
 
+def stock_bert(arch: str, vocab_size: int, dropout: float) -> Any:
+    """BertForMaskedLM of an architecture of family bert, with the weights of Hugging Face's own initialisation."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    from frugalbert.model.arch import Arch
+
+    sizes = Arch.parse(arch)
+    config = BertConfig(
+        vocab_size=vocab_size, hidden_size=sizes.hidden, num_hidden_layers=len(sizes.layers),
+        num_attention_heads=sizes.layers[0].heads, intermediate_size=sizes.layers[0].ffn,
+        max_position_embeddings=sizes.max_length, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+        attn_implementation="sdpa",
+    )  # fmt: skip
+    return BertForMaskedLM(config)
+
+
 def model(options: Namespace, dropout: bool) -> Any:
     """transformers' own class of the architecture, with random weights."""
     from frugalbert.model.arch import Arch
@@ -26,11 +42,9 @@ def model(options: Namespace, dropout: bool) -> Any:
     from frugalbert.model.modeling import FrugalForMaskedLM
 
     arch = Arch.parse(options.arch)
-    stock = to_stock(FrugalForMaskedLM(FrugalConfig.from_arch(arch, options.vocab_size, SPECIAL["pad"], 0.0)))
     if arch.family == "bert":
-        rate = 0.1 if dropout else 0.0
-        stock.config.hidden_dropout_prob = stock.config.attention_probs_dropout_prob = rate
-    return type(stock)(stock.config).train()
+        return stock_bert(options.arch, options.vocab_size, 0.1 if dropout else 0.0).train()
+    return to_stock(FrugalForMaskedLM(FrugalConfig.from_arch(arch, options.vocab_size, SPECIAL["pad"], 0.0))).train()
 
 
 def data(options: Namespace, folder: Path) -> tuple[Any, Any]:

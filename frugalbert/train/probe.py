@@ -39,14 +39,15 @@ def settle(run: Run) -> None:
     if run.trial or run.compiled:
         with run.cost("compile" if run.compiled else "probe"):
             _fit(run)
-    if not settled and run.free and _left(run) >= WORTH_SECONDS:
-        _choose(run)
+    if run.free and not settled and not run.state.step and (left := _left(run)) >= WORTH_SECONDS:
+        _choose(run, MOST * left)
     run.state.settled = {"precision": run.precision, "compiled": run.compiled}
 
 
-def _choose(run: Run) -> None:
-    """First what is computed in, then how much at once, then whether to compile just that."""
-    started, found, limit = time.perf_counter(), [], MOST * _left(run)
+def _choose(run: Run, limit: float) -> None:
+    """First what is computed in, then how much at once, then whether to compile just that; none begins after `limit`
+    seconds."""
+    started, found = time.perf_counter(), []
     for name, choose in (("precision", _precision), ("micro_batch", _micro_batch), ("compile", _compile)):
         if name in run.free and dist.agree([time.perf_counter() - started])[0] < limit:
             with run.cost("compile" if name == "compile" else "probe"):

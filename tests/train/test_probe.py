@@ -94,6 +94,15 @@ def test_short_trainings_try_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (asked, run.state.micro_batch, run.compiled) == ([], 8, False)
 
 
+def test_a_run_under_way_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also one whose checkpoint does not say what was settled."""
+    asked = table(monkeypatch, {})
+    run = trying(tmp_path, "micro_batch", "precision")
+    run.state.step = 5
+    probe.settle(run)
+    assert (asked, run.precision, run.state.micro_batch) == ([], "fp32", 8)
+
+
 def test_trying_changes_nothing_but_the_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(probe, "WORTH_SECONDS", 0.0)
     monkeypatch.setattr(probe, "MOST", 1e9)
