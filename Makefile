@@ -2,6 +2,8 @@
 PYTHON  ?= python3
 VENV    ?= .venv
 TESTS   ?= tests
+SEED    ?= 1
+MINUTES ?= 240
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 SPEED   := throughput serving data_preparation memory slicing latency_predictor sparse_attention
@@ -23,7 +25,7 @@ quickstart: $(STAMP) ## Real text to a trained, fine-tuned, exported encoder and
 	@$(BIN)/frugalbert run configs/quickstart.yaml
 
 test: lint ## Lint, types and all tests: exactly what CI runs
-	@$(PYTEST) $(TESTS)
+	@$(PYTEST) $(if $(filter tests,$(TESTS)),--faults) $(TESTS)
 
 check: test ## The same under its other name
 
@@ -32,14 +34,18 @@ lint: $(STAMP) ## ruff, its formatter and pyright alone
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
-torture: $(STAMP) ## The minutes-long tests left out of `test`: kill storms, large corpora, fuzzing
-	@$(PYTEST) -m slow $(TESTS)
+torture: $(STAMP) ## Faults, damage and hostile input at length, to docs/reliability.md: make torture SEED=1 MINUTES=60
+	@$(PIP) -e '.[fuzz]' >> $(LOG) 2>&1 || echo "atheris cannot be installed here: coverage-guided fuzzing is left out"
+	@$(PYTEST) -m "slow or fault" --torture $(SEED) --hypothesis-seed $(SEED) --minutes $(MINUTES) \
+	  --faults --faults-json benchmarks/results/reliability.json $(TESTS); \
+	  status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status
 
 bench: $(STAMP) ## The speed figures of the README, to benchmarks/results (hours; on an idle machine)
 	@set -e; for name in $(SPEED); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
-docs: $(STAMP) ## Write docs/config.md from the configuration's own documentation
+docs: $(STAMP) ## Write docs/config.md from the configuration, the tables of docs from benchmarks/results
 	@$(BIN)/python -c "from frugalbert.explain import markdown; print(markdown(), end='')" > docs/config.md
+	@$(BIN)/python benchmarks/tables.py
 
 install: $(STAMP) ## Only the environment
 

@@ -1,7 +1,7 @@
 """Held-out loss at a fixed wall clock, from the start of the process, on real Wikipedia text: who is lowest?
 
 Inside the clock: imports, compiling (from a cold cache), reading data, checkpoints, the final model on disk. Outside
-and shared: corpus, tokenizer (8,192 WordPieces) and token rows, by the product's own stages. Each arm is a process of
+and shared: corpus, tokenizer (4,096 WordPieces) and token rows, by the product's own stages. Each arm is a process of
 its own, on all cores or the GPU; one runs at a time. The loss is at 15 % masks, of the same rows and masks for all, and
 is taken after the clock.
   run_mlm       transformers' examples/pytorch/language-modeling/run_mlm.py as documented: its defaults, 8 rows of 512,
@@ -55,7 +55,7 @@ BEST, DOWNSTREAM = "run_mlm-best", ("run_mlm-best", "ours")
 YAML = """
 name: time-to-loss
 corpus: {{sources: {sources}, held_out: 0.01}}
-tokenizer: {{kind: wordpiece, vocab_size: 8192, lowercase: true}}
+tokenizer: {{kind: wordpiece, vocab_size: 4096, lowercase: true}}
 shards: {{length: [128, 64, 512]}}
 """
 
@@ -72,13 +72,15 @@ def ours(device: str) -> dict[str, dict[str, Any]]:
     )
     recipe = {
         "arch": modern, "batch_size": size["batch"], "phases": [{"length": 128, "share": 0.4}],
-        "optimizer": "muon", "muon_learning_rate": 0.02, "learning_rate": 2e-3, "weight_decay": 0.01,
-        "warmup": 0.05, "curve": "linear", "mask": {"rate": [0.3, 0.15]},
+        "optimizer": "muon", "muon_learning_rate": 0.01, "learning_rate": 2e-3, "weight_decay": 0.1,
+        "warmup": 0.05, "curve": "linear", "mask": {"rate": [0.8, 0.15]},
     }  # fmt: skip
     parts: dict[str, dict[str, Any]] = {
         "": {},
         "-muon": {"optimizer": "adamw", "learning_rate": 3e-3},
         "-masks": {"mask": {"rate": 0.15}},
+        "-many-masks": {"mask": {"rate": [0.3, 0.15]}},  # GPT-BERT's schedule
+        "-weight-decay": {"weight_decay": 0.01},
         "-decay": {"curve": "constant"},
         "+wsd": {"curve": "wsd", "curve_options": {"cooldown": 0.5}},
         "-modern": {"arch": stock},

@@ -169,6 +169,33 @@ def show(file: File, settings: Settings = None, directory: Directory = None) -> 
 
 @app.command()
 @_guarded
+def doctor(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE_OR_RUN]", help="A YAML file or a run; none: the machine alone.")
+    ] = None,
+    settings: Settings = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Compile nothing.")] = False,
+    directory: Directory = None,
+) -> None:
+    """Look at the machine and at a run: is all there and whole, and what does the next `run` do? Changes nothing."""
+    from frugalbert import doctor as checks
+    from frugalbert.config import Machine
+
+    config, where, folder = _open(file, settings, directory) if file else (None, directory or Path("runs"), Path())
+    bad = 0
+    for part in (
+        checks.machine(where, config.machine if config else Machine(), quick=quick),
+        checks.examine(config, where, folder) if config and where.is_dir() else (),
+    ):
+        for finding in part:
+            bad += finding.state == "bad"
+            print(f"{finding.state:4s}  {finding.what:14s}  {finding.text}", flush=True)
+    if bad:
+        raise ValueError(f"{bad} finding{'s' * (bad > 1)} to mend")
+
+
+@app.command()
+@_guarded
 def explain(
     section: Annotated[str | None, typer.Argument(help="A section, `arch` (presets) or `curves`.")] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema for editors.")] = False,

@@ -32,6 +32,8 @@ FROM_TEACHER = "from teacher"
 """Value of `pretrain.start`: a slice of the teacher."""
 FROM_ATTENTION = "from attention"
 """Value of `pretrain.arch` and `pretrain.start`: what the stage attention has found."""
+AUTO = "auto"
+"""Value of `pretrain.arch`: the size is chosen for the budget, the machine and `pretrain.limit`."""
 FROM_SUPERNET = "from supernet"
 """Value of `pretrain.distill.teacher`: the super-network of the same run, whole."""
 
@@ -47,6 +49,10 @@ def _known_arch(text: str) -> str:
     if text not in (FROM_SEARCH, FROM_ATTENTION):
         Arch.parse_or_path(text)
     return text
+
+
+def _known_arch_or_auto(text: str) -> str:
+    return text if text == AUTO else _known_arch(text)
 
 
 Budget = Annotated[
@@ -521,11 +527,9 @@ class Supernet(Training):
         return self
 
 
-class Latency(Section):
-    """Time sampled architectures of the space on this machine, and learn to predict the others' latency."""
+class Served(Section):
+    """How an encoder will serve, whose time per call counts."""
 
-    architectures: Annotated[int, Field(ge=12)] = 120
-    """How many are timed; a fifth of them judge the predictor."""
     backend: Literal["torch", "onnx", "onnx-int8"] = "torch"
     """What runs them."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -536,16 +540,32 @@ class Latency(Section):
     """Sequences per call."""
     length: Annotated[int, Field(ge=8)] = 128
     """Tokens per sequence."""
+
+    @model_validator(mode="after")
+    def _device(self) -> Served:
+        if self.device == "cuda" and self.backend != "torch":
+            raise ValueError(f"backend {self.backend} runs on the CPU; write device: cpu, or backend: torch")
+        return self
+
+
+class Latency(Served):
+    """Time sampled architectures of the space on this machine, and learn to predict the others' latency."""
+
+    architectures: Annotated[int, Field(ge=12)] = 120
+    """How many are timed; a fifth of them judge the predictor."""
     repeats: Annotated[int, Field(ge=9)] = 9
     """Timed calls per reading, after warm-up; the median counts. Every architecture is read three times, in turn."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Which architectures are timed."""
 
-    @model_validator(mode="after")
-    def _device(self) -> Latency:
-        if self.device == "cuda" and self.backend != "torch":
-            raise ValueError(f"backend {self.backend} runs on the CPU; write device: cpu, or backend: torch")
-        return self
+
+class SizeLimit(Served):
+    """What an encoder may cost that `pretrain.arch: auto` chooses."""
+
+    latency_ms: Positive | None = None
+    """Milliseconds per call at most, timed on this machine as the stage `latency` does."""
+    parameters: Positive | None = None
+    """Parameters at most, with embeddings."""
 
 
 Window = Annotated[tuple[Positive, ...], BeforeValidator(_tuple), Field(min_length=1, max_length=2)]
@@ -867,9 +887,12 @@ class Distill(Section):
 class Pretrain(Training):
     """Train an encoder on the shards within a budget."""
 
-    arch: Annotated[str, AfterValidator(_known_arch)] = "small-modern"
+    arch: Annotated[str, AfterValidator(_known_arch_or_auto)] = "small-modern"
     """A preset's name (`frugalbert explain arch` lists them), one line such as `modern 4x256 heads=4 ffn=640`, a
-    path to an `arch.json`, `from search`, or `from attention`."""
+    path to an `arch.json`, `from search`, or `from attention`. `auto`: the size that a budget in time is best spent on,
+    by the speed of this machine and a fit to trainings of many sizes; before the first step, of the same budget."""
+    limit: SizeLimit = SizeLimit()
+    """Only for `arch: auto`: what the encoder may cost, such as `{latency_ms: 8}`."""
     start: str | None = None
     """Continue from these weights (a model directory or hub name) instead of random ones; `from search`: the chosen
     architecture's share of the super-network; `from attention`: the weights that learnt with the masks; `from teacher`:
@@ -888,6 +911,7 @@ class Pretrain(Training):
     def _objective(self) -> Pretrain:
         if 0.0 in self.mask.rate:
             raise ValueError("mask.rate 0 hides nothing that could be learnt; write for example 0.15")
+        self._sizes()
         for source in (FROM_SEARCH, FROM_ATTENTION):
             if self.start == source and self.arch != source:
                 raise ValueError(f"start: {source} needs arch: {source} as well")
@@ -904,6 +928,19 @@ class Pretrain(Training):
         if self.distill and self.distill.cache and any(phase.max_predictions for phase in self.phases):
             raise ValueError("distill.cache knows one mask.max_predictions; remove it from phases, or the cache")
         return self
+
+    def _sizes(self) -> None:
+        if self.arch != AUTO:
+            if self.limit != SizeLimit():
+                raise ValueError("limit belongs to arch: auto; remove it, or write that (a space has search.limit)")
+            return
+        if self.budget.kind != "seconds":
+            raise ValueError(
+                f"arch: auto weighs size against time, and budget {self.budget} is none; write one such as 24h, or "
+                "name an architecture"
+            )
+        if self.start is not None or self.objective == "distill":
+            raise ValueError("arch: auto begins with random weights and learns from text; name an architecture")
 
 
 class Columns(Section):

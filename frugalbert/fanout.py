@@ -22,7 +22,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, 
 from pathlib import Path
 from typing import Any
 
-from frugalbert.progress import Progress
+from frugalbert.progress import Progress, reason
 from frugalbert.run import check_stop, say, versions
 
 Task = dict[str, Any]
@@ -43,11 +43,7 @@ class Journal:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        data = self.path.read_bytes() if self.path.exists() else b""
-        whole = data.rfind(b"\n") + 1
-        lines = [_read_line(line) for line in data[:whole].split(b"\n")[:-1]]
-        self.entries: list[Any] = [entry[0] for entry in lines if entry]
-        self.damaged = [number for number, entry in enumerate(lines, 1) if not entry]
+        self.entries, self.damaged, whole = read_journal(self.path)
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.ftruncate(self._descriptor, whole)
         if self.damaged:
@@ -72,6 +68,15 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def read_journal(path: Path) -> tuple[list[Any], list[int], int]:
+    """(sound entries, numbers of damaged lines, bytes up to the end of the last whole line) of a file or of none."""
+    data = path.read_bytes() if path.exists() else b""
+    whole = data.rfind(b"\n") + 1
+    lines = [_read_line(line) for line in data[:whole].split(b"\n")[:-1]]
+    entries = [entry[0] for entry in lines if entry]
+    return entries, [number for number, entry in enumerate(lines, 1) if not entry], whole
 
 
 def _read_line(line: bytes) -> tuple[Any] | None:
@@ -266,7 +271,7 @@ def _dask(scheduler: str, shared: Path) -> Iterator[tuple[Executor, int, Callabl
         client = Client(scheduler, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"no Dask scheduler answers at {scheduler} ({_first_line(error)}); start one with `dask scheduler`, or "
+            f"no Dask scheduler answers at {scheduler} ({reason(error)}); start one with `dask scheduler`, or "
             "remove machine.scheduler"
         ) from None
     try:
@@ -280,11 +285,11 @@ def _dask(scheduler: str, shared: Path) -> Iterator[tuple[Executor, int, Callabl
         yield client.get_executor(pure=False), threads, _watch(client.nthreads, scheduler)
     except KilledWorker as error:
         raise ValueError(
-            f"a task killed its Dask worker again and again ({_first_line(error)}); give the workers more memory"
+            f"a task killed its Dask worker again and again ({reason(error)}); give the workers more memory"
         ) from None
     except (CancelledError, ConnectionError, ModuleNotFoundError) as error:
         raise ValueError(
-            f"the Dask cluster at {scheduler} does not work any more or lacks frugalbert ({_first_line(error)}); what "
+            f"the Dask cluster at {scheduler} does not work any more or lacks frugalbert ({reason(error)}); what "
             "is done is kept, run again"
         ) from None
     finally:
@@ -327,7 +332,3 @@ def _watch(workers: Callable[[], Any], scheduler: str, patience: float = 300.0) 
                 raise ValueError(f"all workers of the Dask scheduler at {scheduler} are gone; start some and run again")
 
     return watch
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).split("\n", 1)[0][:120]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frugalbert.config import (
+    AUTO,
     FROM_ATTENTION,
     FROM_SEARCH,
     FROM_SUPERNET,
@@ -119,6 +120,8 @@ def _arch(
     from frugalbert import plan_attention
     from frugalbert.model.arch import Arch
 
+    if section.arch == AUTO:
+        return _auto(config, folder, known)
     if section.arch not in (FROM_SEARCH, FROM_ATTENTION):
         return "", Arch.load(section.arch, folder)
     if "arch" in (found := known.get(section.arch.removeprefix("from "), {})):
@@ -128,6 +131,20 @@ def _arch(
     assert config.attention is not None
     bound, arch = _arch(config, config.attention, folder, known)
     return f"from attention, {bound}", plan_attention.plain(arch)
+
+
+def _auto(config: Config, folder: Path, known: dict[str, Any]) -> tuple[str, Arch]:
+    """What `arch: auto` would be at the assumed pace; speeds and latencies are measured when the stage begins."""
+    from frugalbert import sizing
+
+    assert config.pretrain is not None
+    assert config.shards is not None
+    vocabulary, first = vocabulary_of(config, folder, known), config.shards.length[0]
+    pace, unique = speeds(config)[0][1], tokens_of(config, folder, known) or math.inf
+    rung = sizing.rough(config.pretrain, vocabulary, first, pace, unique)
+    limit = config.pretrain.limit.latency_ms
+    served = f", or as much less as {limit:g} ms a call allow" if limit else ""
+    return f"auto ({sizing.LADDER[0]} to {sizing.LADDER[-1]}), at such a pace{served}: ", rung.arch
 
 
 def _pretrain(config: Config, folder: Path, known: dict[str, Any]) -> str:

@@ -21,6 +21,12 @@ def on_terminal() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, or its name: why something could not be done."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)[:160]
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence the libraries' warnings, log lines and bars; exceptions still speak."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from frugalbert.config import Config
+from frugalbert.config import AUTO, Config
 
 SMALL: dict[str, dict[str, Any]] = {
     "tokenizer": {"vocab_size": 1024, "max_characters": 2_000_000},
@@ -36,6 +36,8 @@ def rehearsal(config: Config) -> Config:
             value[name] = {**value[name], **trained}
             for phase in value[name].get("phases", ()):
                 phase.pop("batch_size", None)
+    if (value.get("pretrain") or {}).get("arch") == AUTO:
+        value["pretrain"] |= {"arch": "tiny-modern", "limit": {}}
     if value.get("finetune"):
         _rehearse_finetune(value["finetune"])
     if (value.get("search") or {}).get("finetune"):

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
@@ -31,7 +32,7 @@ except ImportError:  # Windows: the link in `Lock` still decides who wins
     fcntl = None
 
 __all__ = ["Lock", "Progress", "Stopped", "check_stop", "publish", "read_json", "say", "write_atomic", "write_json"]
-RECORD = "stage.json"
+RECORD, PART = "stage.json", "stage.part.json"
 PACKAGES = ("frugalbert", "torch", "transformers", "tokenizers", "accelerate", "datasets", "numpy")
 
 
@@ -115,6 +116,11 @@ def publish(path: Path | str) -> Generator[Path]:
         else:
             os.rename(work, path)
         sync_directory(path.parent)
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors writes in Rust, with errors of its own
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -137,8 +143,8 @@ def sha256(path: Path | str) -> str:
 # ---- fingerprints and records ---------------------------------------------------------------------------------------
 
 
-def identify(path: Path, known: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """`{path: [size, mtime_ns, sha256]}` of a file, or of every file below a directory.
+def identify(path: Path, known: dict[str, list[Any]], folder: Path | None = None) -> dict[str, list[Any]]:
+    """`{path: [size, mtime_ns, sha256]}` of a file, or of every file below a directory; paths as seen from `folder`.
 
     `known` is an earlier result: a file of the same size and time is not read again.
     """
@@ -146,11 +152,12 @@ def identify(path: Path, known: dict[str, list[Any]]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for file in files:
         status = file.stat()
-        before = known.get(str(file))
+        name = str(file.relative_to(folder) if folder and file.is_relative_to(folder) else file)
+        before = known.get(name)
         if before and before[:2] == [status.st_size, status.st_mtime_ns]:
-            found[str(file)] = before
+            found[name] = before
         else:
-            found[str(file)] = [status.st_size, status.st_mtime_ns, _digest(file, status.st_size, status.st_mtime_ns)]
+            found[name] = [status.st_size, status.st_mtime_ns, _digest(file, status.st_size, status.st_mtime_ns)]
     return found
 
 
@@ -162,6 +169,31 @@ def _digest(file: Path, size: int, mtime_ns: int) -> str:
 def fingerprint(value: Any) -> str:
     """Hash of a JSON value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
+
+
+def outputs(stage: Path) -> dict[str, list[Any]]:
+    """`{file: [size, sha256]}` of what a stage has written, but for what verifies itself: checkpoints, token rows."""
+    found: dict[str, list[Any]] = {}
+    for file in sorted(stage.rglob("*")):
+        name = file.relative_to(stage)
+        own = name.parts[0] == "checkpoints" or name.parts[0].startswith("length-")
+        if file.is_file() and not own and file.name not in (RECORD, PART) and not file.name.startswith(".tmp-"):
+            found[name.as_posix()] = [file.stat().st_size, sha256(file)]
+    return found
+
+
+def altered(stage: Path, record: dict[str, Any]) -> list[str]:
+    """A sentence for each file of a finished stage that is not what the record says; sizes first, then hashes."""
+    found: list[str] = []
+    for name, (size, digest) in record.get("outputs", {}).items():
+        path = stage / name
+        if not path.is_file():
+            found.append(f"{stage.name}/{name} is missing")
+        elif path.stat().st_size != size:
+            found.append(f"{stage.name}/{name} has {path.stat().st_size} bytes instead of {size}")
+        elif _digest(path, size, path.stat().st_mtime_ns) != digest:
+            found.append(f"{stage.name}/{name} is not what was written")
+    return found
 
 
 def read_record(stage: Path) -> dict[str, Any] | None:

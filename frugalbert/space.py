@@ -83,6 +83,13 @@ class Space:
         known = {field.name for field in fields(cls)}
         if set(value) - known or set(AXES) - set(value):
             raise ValueError(f"a space has the keys {', '.join(AXES)} and perhaps {', '.join(sorted(known - {*AXES}))}")
+        for key, item in value.items():
+            if key in AXES:
+                fits = isinstance(item, list | tuple) and all(type(size) is int for size in item)
+            else:
+                fits = isinstance(item, str if key == "family" else bool)
+            if not fits:
+                raise ValueError(f"the {key} of a space is not {item!r:.80}; write the space again")
         return cls(**{key: tuple(item) if isinstance(item, list) else item for key, item in value.items()})
 
     # ---- what is in it -----------------------------------------------------------------------------------------------

@@ -41,7 +41,6 @@ from frugalbert.config import (
 from frugalbert.plugins import is_plugin, outside
 from frugalbert.progress import duration, number
 
-PART = "stage.part.json"
 SNAPSHOT = "run.yaml"
 
 
@@ -105,7 +104,7 @@ STAGES = (
           all_ranks=True, precious=True),
     Stage("importance", ("shards", "tokenizer", "search"), "frugalbert.search.importance:build", _pretrain_paths,
           all_ranks=True, precious=True),
-    Stage("pretrain", ("shards", "tokenizer", "supernet", "search", "attention"), "frugalbert.train.pretrain:build",
+    Stage("pretrain", ("shards", "tokenizer", "supernet", "search", "attention"), "frugalbert.sizing:pretrain",
           _pretrain_paths, all_ranks=True, precious=True),
     Stage("finetune", ("pretrain", "tokenizer", "corpus"), "frugalbert.finetune.runner:build", _finetune_paths,
           precious=True),
@@ -116,7 +115,8 @@ STAGES = (
                      "importance", "pretrain", "finetune", "export", "bench"), "frugalbert.report.page:build",
           derived=True),
 )  # fmt: skip
-NAMES = tuple(stage.name for stage in STAGES)
+STAGE = {stage.name: stage for stage in STAGES}
+NAMES = tuple(STAGE)
 
 
 @dataclass
@@ -149,7 +149,7 @@ def _outside_files(paths: Sequence[str], folder: Path, known: dict[str, list[Any
         if not matches and Path(text).is_absolute() and any(sign in text for sign in "*?["):
             matches = sorted(Path(Path(text).anchor).glob(str(Path(text).relative_to(Path(text).anchor))))
         for match in matches:
-            found |= files.identify(match, known)
+            found |= files.identify(match, known, folder)  # seen from there: a run may move with its folder
         if not matches:
             found[text] = [0, 0, text]
     return found
@@ -168,7 +168,7 @@ def examine(config: Config, directory: Path, folder: Path, *, read_files: bool =
             continue
         out = directory / stage.name
         record = files.read_record(out)
-        part = files.read_json(out / PART) if record is None and (out / PART).exists() else None
+        part = files.read_json(out / files.PART) if record is None and (out / files.PART).exists() else None
         before = record or part
         outside: dict[str, list[Any]] = {}
         if read_files or before:
@@ -196,7 +196,8 @@ def prepare(config: Config, directory: Path, folder: Path) -> None:
     """Leave in the run directory what `run DIRECTORY` needs to continue."""
     try:
         text = yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
-        files.write_atomic(directory / SNAPSHOT, f"# folder: {folder.resolve()}\n{text}")
+        here = os.path.relpath(folder.resolve(), directory.resolve())
+        files.write_atomic(directory / SNAPSHOT, f"# folder: {folder.resolve()}\n# from here: {here}\n{text}")
     except OSError as error:
         raise _unwritable(directory, error) from None
 
@@ -206,9 +207,11 @@ def _unwritable(directory: Path, error: OSError) -> ValueError:
 
 
 def folder_of(directory: Path) -> Path:
-    """The folder that the relative paths of a run's snapshot start from."""
-    first = (directory / SNAPSHOT).read_text().split("\n", 1)[0]
-    return Path(first.removeprefix("# folder: "))
+    """The folder that the relative paths of a run's snapshot start from, also after both have moved together."""
+    first, second, *_ = [*(directory / SNAPSHOT).read_text().split("\n", 2), ""]
+    folder = Path(first.removeprefix("# folder: "))
+    moved = second.startswith("# from here: ") and not folder.is_dir()
+    return directory / second.removeprefix("# from here: ") if moved else folder
 
 
 def run(config: Config, directory: Path, folder: Path, *, only: str | None = None, redo: Sequence[str] = (),
@@ -262,7 +265,7 @@ def _one(status: Status, config: Config, directory: Path, folder: Path, *, accep
     if not files.is_main_rank() and not stage.all_ranks:
         _wait(out)
         return
-    worth_asking = stage.precious and any(path.name != PART for path in out.iterdir()) if out.exists() else False
+    worth_asking = stage.precious and any(path.name != files.PART for path in out.iterdir()) if out.exists() else False
     if status.state == "drifted" and not stage.derived and (status.record or worth_asking):
         if not accept or status.record is None:
             raise _refusal(status)
@@ -304,9 +307,10 @@ def _build(status: Status, config: Config, directory: Path, folder: Path) -> Non
     }
     if main:
         out.mkdir(exist_ok=True)
-        files.write_json(out / PART, identity)
+        files.write_json(out / files.PART, identity)
         files.say(f"{stage.name}: {'continuing' if status.state == 'unfinished' else 'starting'}")
     inputs = {name: directory / name for name in stage.inputs if (directory / name / files.RECORD).exists()}
+    _check_inputs(inputs)
     inputs |= {"yaml": folder, **({"run": directory} if stage.name == "report" else {})}
     started = time.monotonic()
     module, name = stage.function.split(":")
@@ -318,9 +322,24 @@ def _build(status: Status, config: Config, directory: Path, folder: Path) -> Non
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     device = metrics.get("device", "cpu")
     record = {**identity, "seconds": round(seconds, 3), "device": device, "versions": files.versions()}
-    files.write_json(out / files.RECORD, {**record, "metrics": metrics, "finished": finished})
-    (out / PART).unlink(missing_ok=True)
+    written = {"metrics": metrics, "finished": finished, "outputs": files.outputs(out)}
+    files.write_json(out / files.RECORD, {**record, **written})
+    (out / files.PART).unlink(missing_ok=True)
     files.say(f"{stage.name}: done in {duration(seconds)} ({_headline({'metrics': metrics})})")
+
+
+def _check_inputs(inputs: dict[str, Path]) -> None:
+    """Raises ValueError if what an earlier stage wrote is no longer what it wrote (rank 0 looks, for all)."""
+    if not files.is_main_rank():
+        return
+    for name, path in inputs.items():
+        record = files.read_record(path)
+        if record is not None and not STAGE[name].derived and (changed := files.altered(path, record)):
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise ValueError(
+                f"{changed[0]}{more}: it was changed or damaged after {name} was done; restore it, or write "
+                f"--redo {name}"
+            )
 
 
 def profile(config: Config, directory: Path, folder: Path) -> dict[str, Any]:
@@ -331,9 +350,11 @@ def profile(config: Config, directory: Path, folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{directory} has no finished shards to train on; call `frugalbert run` first, with a section pretrain"
         )
+    from frugalbert import sizing
     from frugalbert.train import profile as steps
 
-    found = steps.build(config.pretrain, {**inputs, "yaml": folder}, directory / "profile", config.machine)
+    section = sizing.decided(config.pretrain, directory / "pretrain")
+    found = steps.build(section, {**inputs, "yaml": folder}, directory / "profile", config.machine)
     if files.is_main_rank():
         steps.show(found, directory / "profile")
     return found

@@ -20,7 +20,10 @@ os.environ.pop("FORCE_COLOR", None)
 
 # The same examples on every machine, and no clock: a busy core must not fail a test.
 settings.register_profile("frugalbert", derandomize=True, deadline=None)
+settings.register_profile("torture", deadline=None, database=None)
 settings.load_profile("frugalbert")
+
+pytest_plugins = ["tests.faults.plugin"]
 
 ROOT = Path(__file__).resolve().parent.parent
 

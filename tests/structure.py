@@ -1,14 +1,25 @@
-"""The package as syntax trees, for the tests that look at its structure rather than at what it does."""
+"""The package as syntax trees, for the tests that look at its structure rather than at what it does; its benchmarks."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "frugalbert"
+
+
+def benchmark(name: str) -> Any:
+    """The module of benchmarks/NAME.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        return importlib.import_module(name)
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ def test_progress_is_a_share_of_its_own_kind(kind: str, amount: float, used: flo
     assert progress(Budget(kind, amount), **{**amounts, kind: amount}) == 1.0
 
 
+@pytest.mark.fault("R13")
 def test_the_clock_counts_forward_only():
     now = [100.0]
     clock = Clock(lambda: now[0])

@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from frugalbert import dist
+from frugalbert import trackers as module
 from frugalbert.config import Machine
+from frugalbert.trackers import Trackers
 from tests.structure import ROOT
 
 CPU = torch.device("cpu")
@@ -70,6 +72,17 @@ def test_a_container_quota_limits_the_cores(monkeypatch: pytest.MonkeyPatch):
         assert dist.usable_cores() == cores
 
 
+def test_a_container_limits_the_memory(monkeypatch: pytest.MonkeyPatch):
+    files = {"meminfo": "MemTotal: 9 kB\nMemAvailable: 8 kB", "memory.max": "6000", "memory.current": "5000",
+             "memory.stat": "anon 1000\ninactive_file 3000"}  # fmt: skip
+    monkeypatch.setattr(dist.Path, "read_text", lambda path: files[path.name])
+    assert dist.free_memory() == 4000
+    files["memory.max"] = "max"
+    assert dist.free_memory() == 8192
+    files["meminfo"] = "MemTotal: 9 kB"
+    assert dist.free_memory() == 0
+
+
 def test_one_process_needs_no_group():
     assert (dist.rank(), dist.world(), dist.is_main()) == (0, 1, True)
     assert dist.agree([3.0, 1.0]) == [3.0, 1.0]
@@ -116,9 +129,9 @@ class Tracker:
         self._do("finish")
 
 
-def follow(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> dist.Trackers:
-    monkeypatch.setattr(dist, "_tracker", lambda name, run_name, folder: tracker)
-    return dist.Trackers(["any"], "run", Path())
+def follow(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> Trackers:
+    monkeypatch.setattr(module, "_tracker", lambda name, run_name, folder: tracker)
+    return Trackers(["any"], "run", Path())
 
 
 def test_a_tracker_gets_every_figure(monkeypatch: pytest.MonkeyPatch):
@@ -130,6 +143,7 @@ def test_a_tracker_gets_every_figure(monkeypatch: pytest.MonkeyPatch):
     assert tracker.calls == [("configuration", {"seed": 1}), ("log", {"loss": 2.0, "step": 3}, 3), ("finish",)]
 
 
+@pytest.mark.fault("R17")
 @pytest.mark.parametrize("bad", ["log", "configuration", "finish"])
 def test_a_failing_tracker_is_given_up_with_one_warning(
     bad: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -143,11 +157,12 @@ def test_a_failing_tracker_is_given_up_with_one_warning(
     assert capsys.readouterr().err.count("trackers are given up") == 1
 
 
+@pytest.mark.fault("R17")
 @pytest.mark.parametrize("hangs", ["log", "finish"])
 def test_a_hanging_tracker_costs_a_moment(
     hangs: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(dist.Trackers, "patience", 0.01)
+    monkeypatch.setattr(Trackers, "patience", 0.01)
     tracker = Tracker(hangs=hangs)
     trackers = follow(tracker, monkeypatch)
     trackers.log({"loss": 1.0}, 0)
@@ -162,9 +177,35 @@ def test_a_hanging_tracker_costs_a_moment(
     assert len(tracker.calls) <= 1
 
 
+@pytest.mark.fault("R17")
+@pytest.mark.parametrize("how", ["is refused", "hangs"])
+def test_a_tracker_that_does_not_start(how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    release = threading.Event()
+
+    def start(name: str, run_name: str, folder: Path) -> Any:
+        if how == "hangs":
+            release.wait(30)
+        raise RuntimeError("the server is refused")
+
+    monkeypatch.setattr(module, "_tracker", start)
+    monkeypatch.setattr(Trackers, "patience", 0.01)
+    monkeypatch.setattr(Trackers, "most", 100)
+    trackers = Trackers(["any"], "run", Path())
+    if how == "is refused":
+        assert trackers._thread is not None
+        trackers._thread.join(30)
+    for step in range(1000):
+        trackers.log({"loss": 1.0}, step)
+    trackers.finish()
+    assert trackers._calls.qsize() <= 100
+    assert capsys.readouterr().err.count("trackers are given up") == 1
+    release.set()
+
+
+@pytest.mark.fault("R17")
 def test_a_missing_tracker_is_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for name, sentence in (("nonsense", "there is no tracker nonsense"), ("swanlab", "pip install")):
-        trackers = dist.Trackers([name], "run", tmp_path)
+        trackers = Trackers([name], "run", tmp_path)
         trackers.log({"loss": 1.0}, 0)
         assert trackers._thread is not None
         trackers._thread.join(600)
@@ -174,7 +215,7 @@ def test_a_missing_tracker_is_one_warning(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_no_trackers_means_no_thread():
-    trackers = dist.Trackers((), "run", Path())
+    trackers = Trackers((), "run", Path())
     trackers.log({"loss": 1.0}, 0)
     trackers.finish()
     assert trackers._thread is None
@@ -183,7 +224,9 @@ def test_no_trackers_means_no_thread():
 AGAIN = """
 import json, torch
 from frugalbert import dist
+from frugalbert import trackers as module
 from frugalbert.config import Machine
+from frugalbert.trackers import Trackers
 sums = []
 for number in range(5):
     dist.start(Machine(device="cpu", threads=1))

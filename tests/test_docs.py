@@ -14,7 +14,8 @@ import yaml
 from frugalbert import explain
 from frugalbert.config import Config
 from frugalbert.train.curves import CURVES
-from tests.structure import ROOT
+from tests.faults import rows
+from tests.structure import ROOT, benchmark
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 SECTIONS = "|".join(Config.model_fields)
@@ -226,3 +227,18 @@ def test_the_tour_passes_through_the_package():
 def test_no_machine_paths_or_left_overs(path: Path):
     text = path.read_text(encoding="utf-8")
     assert re.findall(r"/work/|/root/|/tmp/|/home/|TODO|FIXME|XXX|TBD|lorem ipsum", text) == []
+
+
+def test_the_page_of_benchmarks_is_what_the_results_say():
+    tables = benchmark("tables")
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert page == tables.markdown(), "run `make docs`"
+    assert "not measured yet" in tables.markdown(ROOT / "nowhere").lower()
+    told = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    assert told == tables.faults(told), "run `make docs`"
+    assert "not measured yet" in tables.faults(told, ROOT / "nowhere").lower()
+
+
+def test_every_row_of_the_faults_has_a_test():
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [row for row in rows.ROWS if f'fault("{row}")' not in text] == []

@@ -15,6 +15,7 @@ import pytest
 
 from frugalbert import fanout, run
 from frugalbert.fanout import Journal, run_tasks
+from tests.faults.rows import chance, often
 
 
 def square(task):
@@ -63,13 +64,14 @@ def filled(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def test_a_journal_cut_anywhere_opens_with_the_exact_prefix(tmp_path):
+@pytest.mark.fault("R16")
+def test_a_journal_cut_anywhere_opens_with_the_exact_prefix(tmp_path, case):
     path = tmp_path / "j"
     whole = filled(path)
     entries = Journal(path).entries
-    for cut in range(1, 200):
+    for cut in range(1, 201):
         path.write_bytes(whole[:-cut])
-        with Journal(path) as journal:
+        with case(), Journal(path) as journal:
             lines = whole[:-cut].count(b"\n")
             assert journal.entries == entries[:lines]
             assert journal.damaged == []
@@ -78,18 +80,19 @@ def test_a_journal_cut_anywhere_opens_with_the_exact_prefix(tmp_path):
             assert journal.entries == [*entries[:lines], "after"]
 
 
-def test_a_flipped_bit_loses_only_its_line(tmp_path):
+@pytest.mark.fault("R16")
+def test_a_flipped_bit_loses_only_its_line(tmp_path, case):
     path = tmp_path / "j"
     whole = filled(path)
     entries = Journal(path).entries
-    generator = random.Random(0)
-    for _ in range(300):
+    generator = random.Random(chance())
+    for _ in range(often(300, 2000)):
         place, bit = generator.randrange(len(whole)), 1 << generator.randrange(8)
         data = bytearray(whole)
         data[place] ^= bit
         path.write_bytes(data)
         line = whole.count(b"\n", 0, place)
-        with Journal(path) as journal:
+        with case(), Journal(path) as journal:
             lost = [number for number, entry in enumerate(entries) if entry not in journal.entries]
             assert set(lost) <= {line, line + 1}  # a lost line end takes the line after it along
             assert line in lost
@@ -97,6 +100,7 @@ def test_a_flipped_bit_loses_only_its_line(tmp_path):
                 assert journal.damaged
 
 
+@pytest.mark.fault("R7")
 def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
     path = tmp_path / "j"
     with Journal(path) as journal:
@@ -137,17 +141,20 @@ def test_a_changed_task_is_another_task(tmp_path):
     assert (tmp_path / "log").read_text().split() == ["0", "1", "5", "0"]
 
 
+@pytest.mark.fault("R21")
 def test_a_worker_that_dies_is_replaced(tmp_path):
     assert run_tasks(die_once, tasks(tmp_path, 8), journal=tmp_path / "j", workers=2) == list(range(8))
     assert (tmp_path / "log").exists()
 
 
+@pytest.mark.fault("R21")
 def test_a_task_that_always_kills_its_worker_is_found(tmp_path):
     with pytest.raises(ValueError, match=r'worker process died 4 times at the same task \(\{"n": 3.*memory'):
         run_tasks(die_always, tasks(tmp_path, 8), journal=tmp_path / "j", workers=2)
     assert sorted(entry["result"] for entry in Journal(tmp_path / "j").entries) == [0, 1, 2, 4, 5, 6, 7]
 
 
+@pytest.mark.fault("R21")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_of_a_task_is_the_users_error(tmp_path, workers):
     with pytest.raises(ValueError, match="the third file is bad; mend it"):
@@ -157,8 +164,8 @@ def test_an_error_of_a_task_is_the_users_error(tmp_path, workers):
 DRIVER = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
-import test_fanout
+sys.path.insert(0, {root!r})
+from tests import test_fanout
 from frugalbert import fanout, run
 if __name__ == "__main__":
     run.catch_signals()
@@ -170,10 +177,11 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.fault("R3")
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_signal_to_the_group_or_the_driver_leaves_no_worker_behind(tmp_path, number, code):
     script = tmp_path / "driver.py"
-    script.write_text(DRIVER.format(tests=str(Path(__file__).parent)))
+    script.write_text(DRIVER.format(root=str(Path(__file__).parents[1])))
     driver = subprocess.Popen([sys.executable, script, tmp_path], start_new_session=True)
     while len(pids := [int(path.suffix[1:]) for path in tmp_path.glob("log.*")]) < 2:
         assert driver.poll() is None
@@ -192,8 +200,8 @@ def test_a_signal_to_the_group_or_the_driver_leaves_no_worker_behind(tmp_path, n
 STUCK = """
 import multiprocessing, os, signal, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
-import test_fanout
+sys.path.insert(0, {root!r})
+from tests import test_fanout
 from frugalbert import fanout
 
 def stop_all():
@@ -210,10 +218,11 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.fault("R21")
 def test_workers_that_are_stuck_when_all_is_done_are_not_waited_for(tmp_path):
     """As one is that waits for a lock which a killed worker took with it."""
     script = tmp_path / "driver.py"
-    script.write_text(STUCK.format(tests=str(Path(__file__).parent)))
+    script.write_text(STUCK.format(root=str(Path(__file__).parents[1])))
     subprocess.run([sys.executable, script, tmp_path], timeout=60, check=True)
     assert len(fanout.Journal(tmp_path / "j").entries) == 4
 
@@ -255,6 +264,7 @@ def test_dask_repeats_equal_calls(tmp_path, cluster):
     assert (tmp_path / "log").read_text().split() == ["0", "0", "0"]
 
 
+@pytest.mark.fault("R21")
 def test_dask_errors_and_dead_workers(tmp_path, cluster):
     with pytest.raises(ValueError, match="the third file is bad; mend it"):
         run_tasks(fail, tasks(tmp_path, 4), journal=tmp_path / "a", workers=1, scheduler=cluster)
@@ -263,6 +273,7 @@ def test_dask_errors_and_dead_workers(tmp_path, cluster):
     )
 
 
+@pytest.mark.fault("S13")
 def test_no_scheduler_and_other_versions_are_one_sentence(tmp_path, cluster, monkeypatch):
     with pytest.raises(ValueError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1 "):
         monkeypatch.setattr(fanout, "PATIENCE", 1)
@@ -272,6 +283,7 @@ def test_no_scheduler_and_other_versions_are_one_sentence(tmp_path, cluster, mon
         run_tasks(square, tasks(tmp_path, 1), journal=tmp_path / "j", workers=1, scheduler=cluster)
 
 
+@pytest.mark.fault("S13")
 def test_workers_that_are_on_their_way_are_waited_for(tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
     settings = {"processes": False, "protocol": "tcp://", "n_workers": 0, "dashboard_address": ":0"}
@@ -297,6 +309,24 @@ def test_a_missing_extra_is_one_sentence(tmp_path, monkeypatch):
         run_tasks(square, tasks(tmp_path, 1), journal=tmp_path / "j", workers=1, scheduler="tcp://127.0.0.1:1")
 
 
+@pytest.mark.fault("S13")
+@pytest.mark.parametrize(
+    ("scheduler", "warned"),
+    [("tcp://10.1.2.3:8786", 1), ("host:8786", 1), ("tls://10.1.2.3:8786", 0), ("tcp://127.0.0.1:8786", 0)],
+)
+def test_an_open_scheduler_is_warned_of(scheduler, warned, tmp_path, monkeypatch, capsys):
+    distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
+
+    def refused(*arguments, **options):
+        raise OSError("nobody there")
+
+    monkeypatch.setattr(distributed, "Client", refused)
+    with pytest.raises(ValueError, match="no Dask scheduler answers"):
+        run_tasks(square, tasks(tmp_path, 1), journal=tmp_path / "j", workers=1, scheduler=scheduler)
+    assert capsys.readouterr().err.count("is not encrypted and runs the code of whoever reaches it") == warned
+
+
+@pytest.mark.fault("R21")
 def test_workers_that_are_gone_are_noticed(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(fanout.time, "monotonic", lambda: now[0])

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.rows import chance
+
 STAGES = ("corpus", "tokenizer", "shards", "pretrain", "finetune", "export", "bench", "report")
 DATA = """
 corpus: {sources: [texts], held_out: 0.05, min_characters: 20}
@@ -49,6 +51,10 @@ SUBJECTS = {
 }
 
 
+NAMES = ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "COMET_API_KEY", "DB_PASSWORD")
+SECRETS = {name: f"secret-{number}-9f8e7d6c5b4a" for number, name in enumerate(NAMES)}
+
+
 def _write_project(folder: Path) -> None:
     """A small synthetic corpus with real structure (topics) and a task on it; any seeded generator would do."""
     generator = random.Random(0)
@@ -68,7 +74,7 @@ def _write_project(folder: Path) -> None:
 
 
 def _start(folder: Path, *arguments: str) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, **SECRETS, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "frugalbert.cli", "run", "tiny.yaml", *arguments]
     return subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -101,7 +107,7 @@ def _results(run: Path) -> dict[str, str]:
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pipeline")
     _write_project(folder)
-    _finish(_start(folder))
+    (folder / "said").write_text(_finish(_start(folder)))
     return folder
 
 
@@ -117,6 +123,19 @@ def test_every_stage_leaves_what_the_next_and_the_user_need(finished):
     assert not (run / "lock").exists()
 
 
+@pytest.mark.fault("S10")
+@pytest.mark.parametrize(
+    "place", ["said", "runs/tiny/run.yaml", "runs/tiny/report", "runs/tiny/pretrain", "runs/tiny/export"]
+)
+def test_secrets_of_the_environment_are_nowhere(finished, place, case):
+    path = finished / place
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    assert files
+    for secret in SECRETS.values():
+        with case():
+            assert not [file for file in files if secret.encode() in file.read_bytes()]
+
+
 def test_a_second_run_does_nothing_and_says_so(finished):
     run = finished / "runs" / "tiny"
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != "run.yaml"}
@@ -125,6 +144,7 @@ def test_a_second_run_does_nothing_and_says_so(finished):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@pytest.mark.fault("R3")
 def test_sigterm_in_training_is_143_and_continues_to_the_same_weights(finished, tmp_path):
     _write_project(tmp_path)
     run = tmp_path / "runs" / "tiny"
@@ -139,10 +159,11 @@ def test_sigterm_in_training_is_143_and_continues_to_the_same_weights(finished, 
     assert _results(run) == _results(finished / "runs" / "tiny")
 
 
-def test_killed_again_and_again_in_every_stage_it_ends_the_same(finished, tmp_path):
+@pytest.mark.fault("R2")
+def test_killed_again_and_again_in_every_stage_it_ends_the_same(finished, tmp_path, case):
     """At least 20 kill points: every stage is killed again and again, early to late in its usual time."""
     _write_project(tmp_path)
-    run, generator, killed = tmp_path / "runs" / "tiny", random.Random(1), 0
+    run, generator, killed = tmp_path / "runs" / "tiny", random.Random(1 + chance()), 0
     for stage in STAGES:
         seconds = json.loads((finished / "runs" / "tiny" / stage / "stage.json").read_text())["seconds"]
         kills = 0
@@ -165,3 +186,4 @@ def test_killed_again_and_again_in_every_stage_it_ends_the_same(finished, tmp_pa
     _finish(_start(tmp_path))
     assert _results(run) == _results(finished / "runs" / "tiny")
     assert not list(run.rglob(".tmp-*")), "a killed writer's leftovers are swept up"
+    case.add(killed, killed)

@@ -46,6 +46,7 @@ def test_the_digest_follows_the_file(folder: Path):
     assert plugin_digest("mine.py:half", folder) != before
 
 
+@pytest.mark.fault("S9")
 @pytest.mark.parametrize(
     "spec",
     [
@@ -61,6 +62,7 @@ def test_nothing_else_is_code(folder: Path, spec: str):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.fault("S9")
 def test_only_a_file_is_a_plugin():
     assert is_plugin("mine.py:f")
     assert not any(map(is_plugin, ("adamw", "os:system", "linear")))

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from frugalbert import run
 from frugalbert.progress import Progress, duration, number
+from tests.faults.rows import often
 
 
+@pytest.mark.fault("R7")
 def test_write_atomic_replaces_or_leaves(tmp_path, monkeypatch):
     path = tmp_path / "file.json"
     run.write_json(path, {"a": 1})
@@ -112,26 +114,38 @@ def test_a_second_process_is_refused_and_a_dead_one_is_replaced(tmp_path):
     assert not (tmp_path / "lock").exists()
 
 
-def test_a_recycled_process_id_does_not_hold_the_lock(tmp_path):
-    holder = {**run._myself(), "started": "1"}
-    (tmp_path / "lock").write_text(json.dumps(holder))
-    with run.Lock(tmp_path):
-        pass
-
-
 def test_a_lock_of_another_host_is_respected(tmp_path):
     (tmp_path / "lock").write_text(json.dumps({**run._myself(), "host": "elsewhere", "pid": 1}))
     with pytest.raises(ValueError, match="on elsewhere"), run.Lock(tmp_path):
         pass
 
 
-def test_of_many_starters_one_wins(tmp_path):
-    command = [sys.executable, "-c", HOLD, str(tmp_path)]
-    starters = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    words = [starter.stdout.readline().strip() for starter in starters]
-    for starter in starters:
-        starter.communicate("\n")
-    assert sorted(words) == ["held", "refused", "refused", "refused"]
+@pytest.mark.fault("R14")
+def test_of_many_starters_one_wins(tmp_path, case):
+    for index in range(often(20, 100)):
+        command = [sys.executable, "-c", HOLD, str(tmp_path / str(index))]
+        (tmp_path / str(index)).mkdir()
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        starters = [subprocess.Popen(command, **pipes) for _ in range(3)]
+        words = [starter.stdout.readline().strip() for starter in starters]
+        for starter in starters:
+            starter.communicate("\n")
+        with case():
+            assert sorted(words) == ["held", "refused", "refused"]
+
+
+@pytest.mark.fault("R14")
+def test_locks_of_the_dead_are_taken(tmp_path, case):
+    """Of a process that is gone, of one whose number another process has now, of one before the machine was started."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    kinds = [{"pid": gone.pid}, {"started": "1"}, {"boot": "another"}]
+    for index in range(21):
+        with case():
+            (tmp_path / "lock").write_text(json.dumps({**run._myself(), **kinds[index % 3]}))
+            with run.Lock(tmp_path):
+                assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+            assert not (tmp_path / "lock").exists()
 
 
 SIGNALLED = """
@@ -147,6 +161,7 @@ except run.Stopped as stop:
 """
 
 
+@pytest.mark.fault("R3")
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
 def test_signals_become_a_flag(name, code):
     assert subprocess.run([sys.executable, "-c", SIGNALLED, name], check=False).returncode == code

@@ -154,6 +154,21 @@ def test_a_run_directory_is_continued_from_its_snapshot(world):
     assert world.count("pretrain") == 1
 
 
+@pytest.mark.usefixtures("world")
+def test_a_project_may_move_with_its_runs(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    (old / "texts").mkdir(parents=True)
+    (old / "texts" / "a.txt").write_text("some text")
+    stages.run(validate(parse(TEXT, "t.yaml"), [], "t.yaml"), old / "runs" / "t", old)
+    old.rename(new)
+    run = new / "runs" / "t"
+    assert stages.folder_of(run).resolve() == new.resolve()
+    statuses = stages.run(validate(parse((run / stages.SNAPSHOT).read_text(), "run.yaml"), [], "run.yaml"), run,
+                          stages.folder_of(run))  # fmt: skip
+    assert {status.state for status in statuses} == {"done"}
+    assert fake_stages.calls(run, "corpus") == fake_stages.calls(run, "pretrain") == 1
+
+
 def test_an_unwritable_place_is_one_sentence(world):
     (world.folder / "file").write_text("")
     config = validate(parse(TEXT, "t.yaml"), [], "t.yaml")

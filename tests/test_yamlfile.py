@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frugalbert import config as config_module
 from frugalbert.config import Bench, Config
 from frugalbert.yamlfile import Document, load, override, parse, read_text, section_from, validate
+from tests.faults.rows import often
 
 MINIMAL = "name: a\ncorpus: {sources: [x.txt]}\ntokenizer: {}\nshards: {}\npretrain: {budget: 30m}\n"
 
@@ -44,6 +45,7 @@ def test_scalars_follow_yaml_1_2(text, value):
     assert type(found) is type(value)
 
 
+@pytest.mark.fault("S4")
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -71,6 +73,7 @@ def test_refuses_what_is_not_plain(text, complaint):
     assert complaint in str(error.value)
 
 
+@pytest.mark.fault("S4")
 def test_alias_bomb_is_refused_at_once():
     bomb = "a: &a [x]\n" + "\n".join(
         f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)},*{chr(97 + i)}]" for i in range(20)
@@ -79,6 +82,7 @@ def test_alias_bomb_is_refused_at_once():
         parse(bomb, "f")
 
 
+@pytest.mark.fault("S4")
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [
@@ -181,6 +185,8 @@ PLAIN = st.recursive(
 )
 
 
+@pytest.mark.fault("S5")
+@settings(max_examples=often(150, 4000))
 @given(PLAIN)
 def test_whatever_is_dumped_is_read_back_or_refused_in_our_words(value):
     text = yaml.safe_dump({"key": value}, allow_unicode=True, sort_keys=False)
@@ -192,6 +198,8 @@ def test_whatever_is_dumped_is_read_back_or_refused_in_our_words(value):
     assert yaml.safe_load(yaml.safe_dump(found)) == value or isinstance(value, float) or "_" in text or ":" in text
 
 
+@pytest.mark.fault("S5")
+@settings(max_examples=often(150, 4000))
 @given(st.binary(max_size=300))
 def test_any_bytes_give_a_config_or_our_error(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("yaml") / "run.yaml"
@@ -207,6 +215,8 @@ FULL = parse(
 VALUES = st.sampled_from([None, True, -1, 0, 3, 1e9, 0.5, "x", "", "auto", [], ["a"], {}, {"a": 1}, "10steps", "mlm"])
 
 
+@pytest.mark.fault("S5")
+@settings(max_examples=often(250, 15_000))
 @given(
     st.sampled_from(sorted(Config.model_fields)),
     st.text("abcdefghijklmnop_", min_size=1, max_size=12),

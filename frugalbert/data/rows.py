@@ -15,11 +15,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from frugalbert.data.packing import LABELS
+from frugalbert.dist import free_memory
 from frugalbert.run import read_json, sha256
 
 if TYPE_CHECKING:
@@ -139,9 +141,42 @@ def read_index(directory: Path) -> dict[str, Any]:
     index = read_json(path)
     if not isinstance(index, dict) or index.get("checksum") != index_checksum(index):
         raise ValueError(f"{path} is damaged (its checksum does not match); {REBUILD}")
-    if index["format"] != FORMAT:
-        raise ValueError(f"{path} has format {index['format']}, this version reads {FORMAT}; {REBUILD}")
+    if index.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {index.get('format')}, this version reads {FORMAT}; {REBUILD}")
+    try:
+        _Index.model_validate(index)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path} is damaged ({place}: {first['msg']}); {REBUILD}") from None
     return index
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _File(_Part):
+    name: str = Field(pattern=r"^[\w-]+\.bin$")
+    rows: int = Field(ge=0)
+    sha256: str
+
+
+class _Split(_Part):
+    files: list[_File] = Field(min_length=1)
+    tokens: int
+    fill: float
+
+
+class _Index(_Part):
+    """What is relied on in an index whose checksum is right."""
+
+    dtype: Literal["uint16", "uint32"]
+    vocab_size: int = Field(gt=0)
+    special: dict[str, int | list[int]]
+    tokenizer_sha256: str
+    pairs: str = "none"
+    sets: dict[str, dict[str, _Split]]
 
 
 def index_checksum(index: dict[str, Any]) -> str:
@@ -210,16 +245,10 @@ def gather_rows(
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes: of the GPU, or what Linux calls available (elsewhere a quarter of what a 64-bit host may map)."""
+    """Bytes: of the GPU, or of the host; plenty where the system does not say."""
     import torch
 
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
-    except (OSError, StopIteration):
-        return 1 << 40
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory() or 1 << 40
 
 
 # ---- the order of samples --------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import numpy as np
 from frugalbert import run
 from frugalbert.dist import usable_cores
 from frugalbert.fanout import run_tasks
+from frugalbert.progress import reason
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -86,7 +87,7 @@ def load(directory: Path | str) -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise ValueError(f"{directory} is no tokenizer ({_first_line(error)}); build it again") from None
+        raise ValueError(f"{directory} is no tokenizer ({reason(error)}); build it again") from None
     _check(tokenizer, str(directory))
     tokenizer.split_special_tokens = tokenizer.backend_tokenizer.encode_special_tokens = True
     return tokenizer
@@ -122,15 +123,11 @@ def _from_path(section: Tokenizer, folder: Path) -> PreTrainedTokenizerFast:
             raise ValueError("there is no such file or directory")
     except Exception as error:
         raise ValueError(
-            f"tokenizer.path: cannot load {name} ({_first_line(error)}); give a directory, a tokenizer.json, a BERT "
+            f"tokenizer.path: cannot load {name} ({reason(error)}); give a directory, a tokenizer.json, a BERT "
             "vocab.txt or a hub name (which needs the network, or files downloaded before)"
         ) from None
     _check(tokenizer, name)
     return tokenizer
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n", 1)[0][:200]
 
 
 def _check(tokenizer: Any, name: str) -> None:

@@ -19,7 +19,8 @@ import numpy as np
 
 from frugalbert import dist, run
 from frugalbert.finetune.models import Source
-from frugalbert.progress import quiet
+from frugalbert.loading import load_weights
+from frugalbert.progress import quiet, reason
 
 if TYPE_CHECKING:
     import torch
@@ -86,13 +87,12 @@ def open_scorer(
             if init == "random":
                 model, report = Owner.from_config(settings, dtype=torch.float32, trust_remote_code=False), {}
             else:
-                model, report = Owner.from_pretrained(
-                    name, dtype=torch.float32, output_loading_info=True, use_safetensors=True, trust_remote_code=False
-                )
-        except Exception as error:  # transformers, safetensors and the network share no base class
-            known = "Unrecognized configuration" in str(error)
-            why = str(error).strip().split("\n")[0][:160]
-            raise ValueError(f"{wanted}; {remedy}" if known else f"{name} cannot be loaded ({why})") from None
+                again = "copy it again from its origin"
+                model, report = load_weights(Owner, name, f"{name} cannot be loaded", again, dtype=torch.float32)
+        except ValueError as error:
+            if "Unrecognized configuration" not in str(error):
+                raise
+            raise ValueError(f"{wanted}; {remedy}") from None
     absent = [key for key in report.get("missing_keys", ()) if "pooler" not in key]
     if absent or report.get("mismatched_keys"):
         raise ValueError(f"{wanted}; {remedy}")
@@ -131,9 +131,8 @@ def _from_hub(limit: int | None, source: str = HUB) -> list[Paradigm]:
     except (run.Stopped, MemoryError):
         raise
     except Exception as error:  # whatever the network, the cache or a broken copy raises
-        reason = (str(error).splitlines() or [""])[0][:160]
         raise ValueError(
-            f"cannot get BLiMP from {source} ({type(error).__name__}: {reason}); without network put its files "
+            f"cannot get BLiMP from {source} ({type(error).__name__}: {reason(error)}); without network put its files "
             "(adjunct_island.jsonl and the others) below a directory and write it as finetune.data"
         ) from None
     return found

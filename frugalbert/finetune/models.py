@@ -14,7 +14,8 @@ from typing import Any
 
 from frugalbert import config, run
 from frugalbert.finetune.tasks import Data
-from frugalbert.progress import quiet
+from frugalbert.loading import load_weights
+from frugalbert.progress import quiet, reason
 
 DROPOUTS = (
     "hidden_dropout_prob",
@@ -98,7 +99,7 @@ def open_source(name: str, tokenizer_path: Path | None) -> Source:
         with quiet():
             settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # transformers, huggingface_hub and the network share no base class
-        why = "it needs code of its own, which is never run here" if "custom code" in str(error) else _why(error)
+        why = "it needs code of its own, which is never run here" if "custom code" in str(error) else reason(error)
         what = f"{name} cannot be read" if path.is_dir() else f"{name} is no directory here and not found on the hub"
         raise ValueError(f"finetune.model: {what} ({why}); name another model directory or hub name") from None
     tokenizer = _tokenizer(name, tokenizer_path, settings.vocab_size)
@@ -129,7 +130,7 @@ def _tokenizer(name: str, other: Path | None, num_embeddings: int) -> Any:
     """The model's own tokenizer, or `other` where it brings none."""
     from transformers import AutoTokenizer
 
-    reason = "it brings none"
+    why = "it brings none"
     for place in filter(None, (name, other)):
         if Path(place).is_dir() and not any((Path(place) / file).is_file() for file in VOCABULARIES):
             continue  # transformers would make one up from special tokens alone
@@ -137,15 +138,15 @@ def _tokenizer(name: str, other: Path | None, num_embeddings: int) -> Any:
             with quiet():
                 tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         except Exception as error:  # as above
-            reason = _why(error)
+            why = reason(error)
             continue
         if not tokenizer.is_fast:
-            reason = "it is not a fast one"
+            why = "it is not a fast one"
         elif len(tokenizer) > num_embeddings:
-            reason = f"it has {len(tokenizer)} tokens, the model {num_embeddings} embeddings"
+            why = f"it has {len(tokenizer)} tokens, the model {num_embeddings} embeddings"
         else:
             return tokenizer
-    raise ValueError(f"{name} has no tokenizer that can be used ({reason}); save its own fast tokenizer beside it")
+    raise ValueError(f"{name} has no tokenizer that can be used ({why}); save its own fast tokenizer beside it")
 
 
 def build(source: Source, data: Data, init: str, dropout: float, seed: int) -> Any:
@@ -193,18 +194,15 @@ def _owner(kind: str) -> Any:
 def _load(source: Source, owner: Any, settings: Any) -> Any:
     import torch
 
-    try:
-        model, report = owner.from_pretrained(
-            source.name,
-            config=settings,
-            dtype=torch.float32,
-            output_loading_info=True,
-            use_safetensors=True,
-            ignore_mismatched_sizes=settings is not source.config,  # the head of another task
-            trust_remote_code=False,
-        )
-    except Exception as error:  # safetensors, JSON and shape errors have no base in common
-        raise ValueError(f"{source.name} cannot be loaded ({_why(error)}); copy it again from its origin") from None
+    model, report = load_weights(
+        owner,
+        source.name,
+        f"{source.name} cannot be loaded",
+        "copy it again from its origin",
+        config=settings,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=settings is not source.config,  # the head of another task
+    )
     absent = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     prefix = "" if owner.__name__ == "AutoModel" else f"{model.base_model_prefix}."
     encoder = [key for key in absent if key.startswith(prefix) and "pooler" not in key]
@@ -281,11 +279,6 @@ def headed(base: Any, data: Data, dropout: float) -> Any:
         if hasattr(settings, name):
             setattr(settings, name, dropout)
     return settings
-
-
-def _why(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:160]
 
 
 def title(name: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from frugalbert.finetune.sources import Absent, hub_records, need, text_of
 from frugalbert.finetune.tasks import Example, Task
+from frugalbert.progress import reason
 
 ARCHIVES = ("RACE*.tar*", "race*.tar*", "RACE*.tgz")
 PATTERNS = ("*/middle/*.txt", "*/high/*.txt", *ARCHIVES)
@@ -85,8 +86,7 @@ def _members(archive: Path, split: str, parts: tuple[str, ...]) -> Iterator[tupl
                 assert content is not None
                 yield path.parts[-2], f"{archive}/{member.name}", content.read()
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{archive} is no whole archive ({reason}); get it again") from None
+        raise ValueError(f"{archive} is no whole archive ({reason(error)}); get it again") from None
 
 
 def _passage(content: bytes, where: str, part: str) -> Iterator[tuple[str, Example]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from frugalbert.finetune.tables import did_you_mean
 from frugalbert.finetune.tasks import Example, Layout, Task, normal, spellings
+from frugalbert.progress import reason
 
 
 class Absent(FileNotFoundError):
@@ -81,9 +82,8 @@ def hub_records(task: Task, source: str, split: str) -> Iterator[tuple[str, dict
     try:
         part = datasets.load_dataset(source, layout.subset, split=split)
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:160]
         raise ValueError(
-            f"cannot get {task.title} from {source} ({type(error).__name__}: {reason}); without network put the "
+            f"cannot get {task.title} from {source} ({type(error).__name__}: {reason(error)}); without network put the "
             f"official files below a directory ({layout.folder}/…) and write it as finetune.data"
         ) from None
     names = {

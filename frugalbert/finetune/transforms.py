@@ -17,6 +17,7 @@ import numpy as np
 
 from frugalbert import plugins
 from frugalbert.finetune.tasks import Example
+from frugalbert.loading import load_weights
 from frugalbert.progress import quiet
 from frugalbert.run import check_stop
 
@@ -264,12 +265,9 @@ def _open(model: str) -> tuple[Any, Any]:
 
     source = open_source(model, None)
     AutoModelForMaskedLM.register(FrugalConfig, FrugalForMaskedLM, exist_ok=True)
-    try:
-        with quiet():
-            network = AutoModelForMaskedLM.from_pretrained(source.name, trust_remote_code=False, use_safetensors=True)
-    except Exception as error:  # transformers and safetensors share no base class
-        why = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise ValueError(f"agora.transform_model: {model} is no masked language model ({why})") from None
+    with quiet():
+        told = f"agora.transform_model: {model} is no masked language model"
+        network, _ = load_weights(AutoModelForMaskedLM, source.name, told, "name one that is")
     if source.tokenizer.mask_token is None:
         raise ValueError(f"agora.transform_model: the tokenizer of {model} has no mask token")
     source.tokenizer.model_max_length = min(4 * LONGEST, source.max_positions or 4 * LONGEST)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from frugalbert import run
-from frugalbert.progress import quiet
+from frugalbert.loading import load_weights
+from frugalbert.progress import quiet, reason
 
 OURS = "frugalbert"
 TOKENIZER_FILES = (
@@ -79,9 +80,7 @@ def _check_weights(path: Path) -> None:
             with safe_open(file, framework="numpy"):
                 pass
         except SafetensorError as error:
-            raise ValueError(
-                f"{file} is damaged ({_first_line(error)}); copy it again from where it was saved"
-            ) from None
+            raise ValueError(f"{file} is damaged ({reason(error)}); copy it again from where it was saved") from None
 
 
 def head_of(config: dict[str, Any]) -> str:
@@ -101,19 +100,9 @@ def load_model(path: Path, *, encoder_only: bool = False) -> Any:
     with quiet():
         import torch
 
-        try:
-            model, report = owner.from_pretrained(
-                path,
-                dtype=torch.float32,
-                local_files_only=True,
-                output_loading_info=True,
-                use_safetensors=True,
-                **({} if config["model_type"] == OURS else {"trust_remote_code": False}),
-            )
-        except Exception as error:  # safetensors, JSON and shape errors have no base in common
-            raise ValueError(
-                f"{path} is damaged ({_first_line(error)}); copy it again from where it was saved"
-            ) from None
+        remedy = "copy it again from where it was saved"
+        options = {"dtype": torch.float32, "local_files_only": True}
+        model, report = load_weights(owner, path, f"{path} is damaged", remedy, **options)
     missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)
     if missing:
         raise ValueError(
@@ -138,11 +127,6 @@ def _class_for(path: Path, config: dict[str, Any], head: str) -> Any:
         why = "brings its own code, which is never run here" if config.get("auto_map") else "is not known"
         raise ValueError(f"{path} is of the type {kind!r}, which {why}; use a type that transformers itself contains")
     return getattr(transformers, HEADS.get(head, "AutoModel"))
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
 
 
 def copy_tokenizer(sources: list[Path], out: Path) -> bool:

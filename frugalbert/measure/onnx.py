@@ -17,7 +17,7 @@ import torch
 
 from frugalbert.measure.models import SERVED, max_length
 from frugalbert.measure.session import feed, open_session, require_onnx
-from frugalbert.progress import quiet
+from frugalbert.progress import quiet, reason
 
 PARITY_SHAPES = ((1, 1), (2, 9), (3, 17), (8, 5), (1, 64), (2, 300))
 """Batch and sequence sizes at which an exported file is compared with PyTorch; the second has a size-1 axis."""
@@ -102,7 +102,7 @@ def export_onnx(model: Any, path: Path) -> None:
             )
         except torch.onnx.OnnxExporterError as error:
             raise ValueError(
-                f"PyTorch cannot write {type(model).__name__} as ONNX ({str(error).splitlines()[0][:160]}); leave onnx "
+                f"PyTorch cannot write {type(model).__name__} as ONNX ({reason(error)}); leave onnx "
                 "and onnx-int8 out of export.formats"
             ) from None
         assert program is not None

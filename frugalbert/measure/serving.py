@@ -170,7 +170,6 @@ def compile_blocks(encoder: Any, forward: Forward, threads: set[int]) -> float:
     Layers of one kind share their graphs, so a deep encoder costs no more than a shallow one. Raises CannotCompile
     with the layers as they were.
     """
-
     blocks = dist.blocks(encoder)
     dist.compile_blocks(blocks, dynamic=True)
     start = time.perf_counter()

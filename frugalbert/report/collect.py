@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from frugalbert.report.wording import clean, cleaned, figure
-from frugalbert.run import RECORD
+from frugalbert.run import PART, RECORD
 
 SELECTION = ("space", "supernet", "latency", "search")
 POSITIONS = {"attention": "masks", "importance": "importance"}  # stage -> its file of figures and of pictures
 STAGES = ("corpus", "tokenizer", "shards", *SELECTION, *POSITIONS, "pretrain", "finetune", "export", "bench")
-PART = "stage.part.json"
 MOST_RECORDS = 20_000
 MOST_EXAMPLES = 8
 LARGEST_TOKENIZER = LARGEST_ARRAY = 50_000_000
@@ -85,6 +84,7 @@ class Collected:
     validation: list[dict[str, Any]] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    sizing: dict[str, Any] = field(default_factory=dict)
     results: list[dict[str, Any]] = field(default_factory=list)
     trials: int = 0
     export: dict[str, Any] = field(default_factory=dict)
@@ -109,6 +109,7 @@ def collect(run: Path) -> Collected:
         _read_positions(run / stage, POSITIONS[stage], into, found)
     _read_metrics(run / "pretrain" / "metrics.jsonl", found, found)
     found.summary = read_mapping(run / "pretrain" / "summary.json", found)
+    found.sizing = read_mapping(run / "pretrain" / "sizing.json", found)
     found.results = read_rows(run / "finetune" / "results.json", found)
     found.trials = sum(1 for _ in run.glob("finetune/*/*/result.json"))
     found.export = read_mapping(run / "export" / "export.json", found)
@@ -123,7 +124,7 @@ def _read_config(run: Path, found: Collected) -> None:
     """The configuration is shown as it stands; nothing is interpreted but its sections and its name."""
     with contextlib.suppress(OSError):
         text = (run / "run.yaml").read_bytes()[:1_000_000].decode("utf-8", errors="replace")
-        lines = [line for line in text.splitlines() if not line.startswith("# folder:")]
+        lines = [line for line in text.splitlines() if not line.startswith(("# folder:", "# from here:"))]
         found.config = clean("\n".join(lines))
         sections = {match[1] for match in re.finditer(r"^([a-z_]+):", found.config, re.MULTILINE)}
         found.wanted = tuple(stage for stage in STAGES if stage in sections)

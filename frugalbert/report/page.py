@@ -233,6 +233,7 @@ def _context(found: Collected) -> dict[str, Any]:
             "fine_tuning": tables.fine_tuning(found), "seeds": tables.seeds(found), "latency": tables.latency(found),
             "formats": tables.formats(found), "sources": tables.sources(found), "dropped": tables.dropped(found),
             "shards": tables.shard_sets(found), "stages": tables.stage_table(found),
+            "sizes": tables.sizes(found),
             "costs": tables.shares("Pre-training by activity", costs, len(plots.SERIES)),
             "stage_seconds": tables.shares("Whole run by stage", stage_seconds, len(plots.SERIES)),
         },

@@ -114,6 +114,29 @@ def shard_sets(found: Collected) -> Table:
 # ---- training -------------------------------------------------------------------------------------------------------
 
 
+def sizes(found: Collected) -> Table:
+    """What `arch: auto` weighed: the candidates that were timed, and what the law foretells for them."""
+    rows, told = [], [row for row in list_at(found.sizing, "rows") if get(row, "timed") is True]
+    chosen = text_at(found.sizing, "chosen")
+    best = next((at(row, "foretold_loss") for row in told if text_at(row, "arch") == chosen), None)
+    for row in told:
+        loss, unique = at(row, "foretold_loss"), at(found.sizing, "unique_tokens")
+        tokens = at(row, "tokens")
+        rows.append([
+            text_at(row, "arch") + (" (chosen)" if text_at(row, "arch") == chosen else ""),
+            _shown(big, at(row, "encoder_parameters")),
+            _shown(big, at(row, "tokens_per_second")),
+            _shown(big, tokens),
+            fixed(tokens / unique, 2) if tokens is not None and unique else "",
+            f"{loss - best:+.3f}" if loss is not None and best is not None else "",
+            _shown(milliseconds, at(row, "latency_ms")),
+        ])  # fmt: skip
+    head = ("Architecture", "Parameters of the layers", "Tokens/s", "Tokens in the budget", "Passes over the data",
+            "Foretold loss, less the chosen one’s", "Latency (ms)")  # fmt: skip
+    note = "Speeds were measured before the first step; losses come from a law fitted to trainings of many sizes."
+    return _limited("Sizes weighed for the budget", head, rows, note=note)
+
+
 def costs(found: Collected) -> list[tuple[str, float]]:
     """(activity, seconds) of pre-training, in the order of `COSTS`, others last."""
     given = dict(items_at(found.summary, "cost_seconds"))

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from frugalbert import dist
 from frugalbert.config import Machine, Supernet
 from frugalbert.data import tokenizer as tokenizers
 from frugalbert.data.masking import IGNORED, Batch, Vocabulary
+from frugalbert.loading import load_weights
 from frugalbert.model import slicing
 from frugalbert.model.arch import Arch
 from frugalbert.model.modeling import FrugalForMaskedLM
@@ -89,17 +89,10 @@ def section_of(supernet: Path) -> Supernet:
 
 def load(supernet: Path) -> tuple[Any, str]:
     """The super-network and its rule for layers. Raises ValueError for a damaged directory."""
-    try:
-        found: Any = FrugalForMaskedLM.from_pretrained(supernet / "model", output_loading_info=True)
-        network, report = found
-        absent = sorted(report["missing_keys"])
-        if absent:
-            raise ValueError(f"it has no weights {absent[0]}")
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-        why = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-        raise ValueError(
-            f"{supernet / 'model'} is damaged ({why}); `--redo supernet` trains it again (the old one is moved aside)"
-        ) from None
+    told, remedy = f"{supernet / 'model'} is damaged", "`--redo supernet` trains it again (the old one is moved aside)"
+    network, report = load_weights(FrugalForMaskedLM, supernet / "model", told, remedy)
+    if report["missing_keys"]:
+        raise ValueError(f"{told} (it has no weights {min(report['missing_keys'])}); {remedy}")
     return network, section_of(supernet).layers
 
 

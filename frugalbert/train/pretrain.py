@@ -31,6 +31,7 @@ from frugalbert.data.masking import Vocabulary
 from frugalbert.data.rows import read_index
 from frugalbert.model.arch import Arch
 from frugalbert.run import flatten, say, write_atomic
+from frugalbert.trackers import Trackers
 from frugalbert.train.assemble import Method, Rows, assemble, curve_scale, optimizer_settings, row_lengths
 from frugalbert.train.batches import mask_rate
 from frugalbert.train.curves import curve
@@ -122,7 +123,7 @@ def _train(
     section: Training, inputs: dict[str, Path], out: Path, machine: Machine, make: Make, device: torch.device
 ) -> dict[str, Any]:
     run, rows, method = prepare(section, inputs, out, machine, make, device)
-    run.trackers = dist.Trackers(machine.trackers, out.parent.name, out / "trackers")
+    run.trackers = Trackers(machine.trackers, out.parent.name, out / "trackers")
     write_table(run, section)
     flops = method.objective.flops(run.model, attended(section, rows.sampler), mask_rate(section.mask, 0.5))
     ceiling = announce(run, section, rows.sampler, method.kept, flops)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ import torch
 from frugalbert import dist
 from frugalbert.progress import duration
 from frugalbert.run import say
+from frugalbert.train.phases import Span
 from frugalbert.train.state import Drawn, Run
 from frugalbert.train.step import accumulate, clear, halve, is_out_of_memory
 
@@ -101,6 +102,23 @@ def _compile(run: Run) -> str:
     return _said("torch.compile", names, "compiled" if run.compiled else "eager")
 
 
+def tokens_per_second(run: Run, parts: Sequence[Span]) -> float:
+    """Of whole steps, the mean over a budget in time with these parts; 0 if not even one row fits into memory. What is
+    timed trains nothing that is kept."""
+    state = run.state
+    state.micro_batch = run.micro_batch
+    try:
+        _fit(run)
+    except ValueError:  # full even with one sequence
+        return 0.0
+    moving, found = _moving_seconds(run), 0.0
+    for part in parts:
+        state.progress = (part.start + part.end) / 2.0
+        tokens = run.draw(state.progress, state.samples, state.micro_batch).tokens
+        found += (part.end - part.start) * float(tokens) / (_step_seconds(run, state.micro_batch, passes=2) + moving)
+    return found
+
+
 def _best(times: dict[Key, float]) -> Key:
     """The first key that is not clearly slower than the quickest."""
     least = min(times.values())
@@ -150,6 +168,20 @@ def _step_seconds(run: Run, micro_batch: int, passes: int = PASSES) -> float:
     if full:
         clear(run)
     return dist.agree([math.inf if full else best])[0]
+
+
+def _moving_seconds(run: Run) -> float:
+    """Seconds in which the optimizer moves the weights."""
+    best = math.inf
+    for _ in range(PASSES):
+        accumulate(run, run.draw(run.state.progress, run.state.samples, run.state.micro_batch), sync=False)
+        _wait(run)
+        started = time.perf_counter()
+        run.optimizer.step()
+        _wait(run)
+        best = min(best, time.perf_counter() - started)
+        run.optimizer.zero_grad(set_to_none=True)
+    return dist.agree([best])[0]
 
 
 def _wait(run: Run) -> None:

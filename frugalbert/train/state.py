@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from frugalbert import dist
 from frugalbert.budget import Budget, Clock
 from frugalbert.config import Checkpoints, EarlyStop, Validation
+from frugalbert.trackers import Trackers
 from frugalbert.train import checkpoint
 from frugalbert.train.optim import load_optimizer_state, optimizer_state
 
@@ -114,7 +115,7 @@ class Run:
     write_model: Callable[[Path, dict[str, Tensor]], None]
     prefix: str = ""
     validate: Callable[[Callable[[], None]], dict[str, float]] | None = None
-    trackers: dist.Trackers | None = None
+    trackers: Trackers | None = None
     micro_batch: int = 1  # sequences of the first row length in memory at once
     micro_batch_fixed: bool = True  # False: a smaller one that an earlier process came to is kept
     largest_micro_batch: int = 1  # this rank's share of the global batch

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from frugalbert.data.masking import Batch, Vocabulary
+from frugalbert.loading import load_weights
 
 
 def rows_of_documents(batch: Batch, *, isolate: bool) -> Tensor:
@@ -58,12 +59,7 @@ def load_stock(name: str, key: str, folder: Path, vocabulary: Vocabulary) -> Any
     from transformers import AutoModelForMaskedLM
 
     place = str(folder / name) if (folder / name).exists() else name
-    try:
-        found: Any = AutoModelForMaskedLM.from_pretrained(place, trust_remote_code=False, output_loading_info=True)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        why = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-        raise ValueError(f"{key} {name} cannot be loaded ({why}); name a masked LM") from None
-    model, report = found
+    model, report = load_weights(AutoModelForMaskedLM, place, f"{key} {name} cannot be loaded", "name a masked LM")
     if report["missing_keys"]:
         raise ValueError(f"{key} {name} is no masked LM: it has no {min(report['missing_keys'])}")
     if model.config.vocab_size < vocabulary.size:

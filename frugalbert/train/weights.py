@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from frugalbert.data.masking import Vocabulary
+from frugalbert.loading import load_weights
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
@@ -26,7 +27,6 @@ def load_model(
     Raises ValueError, naming the config `key`, if it is no model, of another family or vocabulary, or, with `whole`, if
     it lacks weights of `kind`.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedConfig
 
     from frugalbert.model.interop import from_stock
@@ -50,13 +50,13 @@ def load_model(
     whose = (config.get("model_type"), kind.__name__)
     pretrained = whose[0] == "electra" or whose == ("bert", "FrugalForPairs")  # BERT's own has a head for pairs, too
     stock_kind = AutoModelForPreTraining if pretrained else AutoModelForMaskedLM
-    try:
-        found, report = (kind if ours else stock_kind).from_pretrained(
-            place, output_loading_info=True, **(settings if ours else {"trust_remote_code": False})
-        )
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        why = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-        raise ValueError(f"{key} {name} cannot be loaded ({why}); copy it again from its origin") from None
+    found, report = load_weights(
+        kind if ours else stock_kind,
+        place,
+        f"{key} {name} cannot be loaded",
+        "copy it again from its origin",
+        **(settings if ours else {}),
+    )
     absent = sorted(report["missing_keys"])
     if whole and (absent or stock_kind is AutoModelForPreTraining):
         raise ValueError(

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from frugalbert.data.masking import IGNORED, Batch, Vocabulary, restore
+from frugalbert.loading import load_weights
+from frugalbert.progress import reason
 
 MOST_TEXTS = 1 << 20  # words whose text is remembered
 
@@ -131,14 +133,14 @@ def load_word_teacher(name: str, key: str, folder: Path, ours: Any, vocabulary: 
     if vocabulary.continuation is None:
         raise ValueError(f"{key} {name} has another tokenizer, and that of the shards does not mark where words begin")
     place = str(folder / name) if (folder / name).exists() else name
+    told, remedy = f"{key} {name} cannot be loaded", "name a masked LM with its tokenizer"
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, use_fast=True)
         if hasattr(tokenizer, "add_prefix_space"):
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, add_prefix_space=True)
-        model = AutoModelForMaskedLM.from_pretrained(place, trust_remote_code=False).base_model
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        why = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-        raise ValueError(f"{key} {name} cannot be loaded ({why}); name a masked LM with its tokenizer") from None
+        raise ValueError(f"{told} ({reason(error)}); {remedy}") from None
+    model = load_weights(AutoModelForMaskedLM, place, told, remedy)[0].base_model
     if not tokenizer.is_fast or tokenizer.mask_token is None or tokenizer.pad_token_id is None:
         raise ValueError(f"{key} {name} has no fast tokenizer with mask and padding tokens (tokenizer.json)")
     return WordTeacher(model.to(vocabulary.special.device), tokenizer, ours, vocabulary)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
-import os
 import random
 import subprocess
 import sys
@@ -50,12 +49,8 @@ def index(out: Path) -> dict:
     return json.loads((out / "index.json").read_text())
 
 
-@pytest.fixture
-def mixed(tmp_path, monkeypatch) -> Path:
-    """Sources in several formats, with duplicates, rubbish and many small files; parts of a few documents."""
-    monkeypatch.setattr(parts, "PART_CHARACTERS", 2000)
-    monkeypatch.setattr(corpus, "UNIT_BYTES", 3000)
-    folder = tmp_path / "data"
+def write_mixed(folder: Path) -> None:
+    """Sources in several formats, with duplicates, rubbish and many small files."""
     (folder / "many").mkdir(parents=True)
     texts = documents(120)
     for number in range(30):
@@ -67,7 +62,15 @@ def mixed(tmp_path, monkeypatch) -> Path:
     (folder / "b.txt").write_bytes(
         "\r\n\r\n".join(texts[60:110]).encode() + b"\n\n\xff\xfe is not UTF-8 but the rest is fine text"
     )
-    return folder
+
+
+@pytest.fixture
+def mixed(tmp_path, monkeypatch) -> Path:
+    """These sources in parts of a few documents."""
+    monkeypatch.setattr(parts, "PART_CHARACTERS", 2000)
+    monkeypatch.setattr(corpus, "UNIT_BYTES", 3000)
+    write_mixed(tmp_path / "data")
+    return tmp_path / "data"
 
 
 SOURCES = ["many", "a.jsonl.gz", {"path": "b.txt", "weight": 1.5}]
@@ -82,6 +85,7 @@ def as_config(sources: list) -> list:
 # ---- identity -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("R11")
 def test_the_same_bytes_for_one_worker_and_two(tmp_path, mixed, monkeypatch, capsys):
     monkeypatch.setattr(parts, "PART_CHARACTERS", 8_000_000)  # spawned workers know nothing of the smaller size
     first = build(mixed, tmp_path / "one", as_config(SOURCES), workers=1, dedup="near")
@@ -133,41 +137,7 @@ def test_train_and_held_out_are_disjoint_and_do_not_depend_on_the_order(tmp_path
     assert set(texts(tmp_path / "a", "held_out")) < set(texts(tmp_path / "d", "held_out"))
 
 
-class Killed(BaseException):
-    pass
-
-
-def test_killed_at_every_write_and_continued_it_ends_the_same(tmp_path, mixed, monkeypatch):
-    build(mixed, tmp_path / "whole", as_config(SOURCES))
-    expected = tree(tmp_path / "whole")
-    points = dict.fromkeys(("replace", "link", "rename", "fsync", "unlink"), 0)
-    originals = {name: getattr(os, name) for name in points}
-    state = {"left": 10**9}
-
-    def counted(name):
-        def call(*arguments, **named):
-            state["left"] -= 1
-            if state["left"] < 0:
-                raise Killed
-            return None if name == "fsync" else originals[name](*arguments, **named)
-
-        return call
-
-    for name in points:
-        monkeypatch.setattr(os, name, counted(name))
-    build(mixed, tmp_path / "counting", as_config(SOURCES))
-    total = 10**9 - state["left"]
-    assert total > 100
-    for point in random.Random(0).sample(range(total), 20):
-        out = tmp_path / f"at{point}"
-        state["left"] = point
-        with pytest.raises(Killed):
-            build(mixed, out, as_config(SOURCES))
-        state["left"] = 10**9
-        build(mixed, out, as_config(SOURCES))
-        assert {name: data for name, data in tree(out).items() if "/.tmp-" not in f"/{name}"} == expected, point
-
-
+@pytest.mark.fault("R3")
 def test_a_signal_stops_it_between_documents_and_it_continues(tmp_path, mixed, monkeypatch):
     build(mixed, tmp_path / "whole", ["many", "a.jsonl.gz", "b.txt"])
     cleaned = parts.clean
@@ -201,6 +171,10 @@ def test_a_finished_corpus_is_not_built_again_unless_something_changed(tmp_path,
     smaller = build(mixed, tmp_path / "out", ["many"], held_out=0.4, min_characters=200)
     assert sorted(list_files(tmp_path / "out")) == sorted(p.name for p in (tmp_path / "out").glob("documents-*"))
     assert smaller["documents"] == len(texts(tmp_path / "out"))
+
+
+class Killed(BaseException):
+    pass
 
 
 def test_what_was_selected_for_other_settings_is_selected_anew(tmp_path, mixed, monkeypatch):
@@ -311,6 +285,7 @@ def test_a_limit_reads_the_beginning_of_a_source(tmp_path, mixed):
 # ---- mistakes -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("R22")
 def test_nothing_left_is_one_sentence(tmp_path):
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(ValueError, match="hold no document; look at"):
@@ -332,6 +307,7 @@ def test_nothing_held_out_names_the_share_to_write(tmp_path):
         build(tmp_path, tmp_path / "b", sources, held_out=0.0001)
 
 
+@pytest.mark.fault("R22")
 def test_strict_and_skip_by_file_and_line(tmp_path):
     sources = lines_source(tmp_path, [*documents(20), "x"])
     with open(tmp_path / "l.txt", "ab") as file:
@@ -345,6 +321,7 @@ def test_strict_and_skip_by_file_and_line(tmp_path):
     assert sum("\ufffd" in text for text in texts(tmp_path / "c")) == 1
 
 
+@pytest.mark.fault("R22")
 def test_a_file_that_changes_meanwhile(tmp_path, monkeypatch):
     sources = lines_source(tmp_path, documents(20))
     cleaned = parts.clean

@@ -80,6 +80,7 @@ def test_lines_are_documents_on_demand(tmp_path):
     assert list(readers.read(path, "lines", "text", Counts())) == [(1, "one\n"), (3, "two\n"), (4, "three")]
 
 
+@pytest.mark.fault("R22")
 def test_a_unicode_line_separator_ends_no_line(tmp_path):
     path = write(tmp_path / "a.txt", "a\u2028b\u0085c\x0bd\ne")
     assert texts(path, "lines") == ["a\u2028b\u0085c\x0bd\n", "e"]
@@ -172,6 +173,7 @@ def test_lines_do_not_depend_on_how_much_is_read_at_once(tmp_path, monkeypatch, 
     assert "".join(texts(path, "text")) == "one\ntwo\n\n\nthree é\nfour"
 
 
+@pytest.mark.fault("R22")
 @settings(PROPERTY, max_examples=300)
 @given(st.integers(0, 2**32 - 1))
 def test_fuzzed_files_are_read_or_refused_in_one_sentence(tmp_path, seed):
@@ -203,6 +205,7 @@ def test_fuzzed_files_are_read_or_refused_in_one_sentence(tmp_path, seed):
 # ---- malformed ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("R22")
 @pytest.mark.parametrize("suffix, kind", [(".gz", "gzip"), (".bz2", "bzip2"), (".xz", "xz"), (".zst", "zstd")])
 def test_truncated_and_misnamed_compression(tmp_path, suffix, kind):
     data = COMPRESS[suffix](random.Random(0).randbytes(1_500_000).hex().encode())
@@ -213,6 +216,7 @@ def test_truncated_and_misnamed_compression(tmp_path, suffix, kind):
         texts(write(path, PROSE))
 
 
+@pytest.mark.fault("R22")
 def test_a_flipped_bit_in_gzip_is_noticed(tmp_path):
     data = bytearray(gzip.compress(PROSE.encode() * 1000))
     data[len(data) // 2] ^= 8
@@ -220,6 +224,7 @@ def test_a_flipped_bit_in_gzip_is_noticed(tmp_path):
         texts(write(tmp_path / "a.txt.gz", bytes(data)))
 
 
+@pytest.mark.fault("R22")
 @pytest.mark.parametrize(
     "data, message",
     [
@@ -239,12 +244,14 @@ def test_what_is_no_text_is_refused_by_name(tmp_path, data, message):
     assert str(tmp_path / name) in str(caught.value)
 
 
+@pytest.mark.fault("R22")
 def test_text_with_odd_bytes_is_text(tmp_path):
     assert texts(write(tmp_path / "a.txt", b"one\x00two\x1b[0m " + PROSE.encode() * 9))[0].startswith("one\x00two")
     latin = "Größe, naïve Wörter, déjà vu. ".encode("latin-1") * 30
     assert texts(write(tmp_path / "b.txt", latin))[0].count("\udcf6") == 60
 
 
+@pytest.mark.fault("R22")
 def test_empty_files(tmp_path):
     counts = Counts()
     for name in ("a.txt", "a.jsonl", "a.parquet", "a.zst", "a.csv"):
@@ -254,6 +261,7 @@ def test_empty_files(tmp_path):
     assert texts(write(tmp_path / "b.txt.gz", gzip.compress(b""))) == []
 
 
+@pytest.mark.fault("R22")
 def test_broken_records_are_skipped_with_their_number(tmp_path):
     deep = "[" * 100_000
     lines = ['{"text": "a"}', '{"text": "b"', "[1]", '{"body": "c"}', '{"text": null}', '{"text": 3}', deep, "", "\x00"]
@@ -265,6 +273,7 @@ def test_broken_records_are_skipped_with_their_number(tmp_path):
     assert found == [*zip("23456", reasons, strict=True), ("7", "broken JSON"), ("9", "broken JSON")]
 
 
+@pytest.mark.fault("R22")
 @pytest.mark.parametrize(
     "name, content, message",
     [
@@ -284,6 +293,7 @@ def test_a_file_without_a_usable_record_is_refused(tmp_path, name, content, mess
         texts(path)
 
 
+@pytest.mark.fault("R22")
 def test_csv_with_an_open_quote_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "MAX_LINE", 1000)
     path = write(tmp_path / "a.csv", 'text\nfine\n"open ' + "words\n" * 1000)
@@ -291,6 +301,7 @@ def test_csv_with_an_open_quote_is_one_sentence(tmp_path, monkeypatch):
         texts(path)
 
 
+@pytest.mark.fault("R22")
 def test_bad_parquet_is_one_sentence(tmp_path):
     buffer = io.BytesIO()
     parquet.write_table(pyarrow.table({"text": ["abc" * 100] * 1000}), buffer)
@@ -299,6 +310,7 @@ def test_bad_parquet_is_one_sentence(tmp_path):
             texts(write(tmp_path / "a.parquet", data))
 
 
+@pytest.mark.fault("R22")
 def test_wikiextractor_damage_is_counted(tmp_path):
     content = (
         'stray\n<doc id="1" url="u" title="A">\nA\nfirst\n<doc id="2" url="u" title="B">\nB\nsecond\n</doc>\nstray\n'
@@ -309,6 +321,7 @@ def test_wikiextractor_damage_is_counted(tmp_path):
     assert counts.repaired == {"lines outside <doc> left out": 2, "<doc> without </doc>": 2}
 
 
+@pytest.mark.fault("S12")
 @pytest.mark.parametrize(
     "line", ['title="', '">', "&#9", "&", '"', '"",', "\t", "{", '{"a":', "[", "\\", "\r", "\n ", "\n\n", "</doc>", "é"]
 )
@@ -321,6 +334,7 @@ def test_adversarial_lines_are_quick(tmp_path, line):
     assert time.process_time() - start < 10  # quadratic work would take hours
 
 
+@pytest.mark.fault("R22")
 @pytest.mark.parametrize("form", ["lines", "text", "paragraphs", "jsonl", "wikiextractor"])
 def test_a_long_line_comes_in_parts(tmp_path, form):
     line = ("wörd " * 1_200_000).strip()
@@ -332,6 +346,7 @@ def test_a_long_line_comes_in_parts(tmp_path, form):
     assert all(text.strip().endswith("wörd") for _, text in found)
 
 
+@pytest.mark.fault("R22")
 def test_a_long_line_without_spaces_is_cut_between_characters(tmp_path):
     found = texts(write(tmp_path / "a.txt", "語" * 1_000_000), "lines")
     assert "".join(found) == "語" * 1_000_000
@@ -340,6 +355,7 @@ def test_a_long_line_without_spaces_is_cut_between_characters(tmp_path):
     assert len("".join(texts(write(tmp_path / "b.txt", bad), "lines"))) == len(bad)
 
 
+@pytest.mark.fault("R22")
 def test_too_long_json_lines_are_dropped(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "MAX_LINE", 3 << 20)
     counts = Counts()
@@ -383,6 +399,7 @@ def test_files_globs_and_directories_in_a_fixed_order(tmp_path, monkeypatch):
     assert names("odd[1].txt") == ["odd[1].txt"]
 
 
+@pytest.mark.fault("R22")
 def test_links_are_followed_but_not_in_circles(tmp_path):
     (tmp_path / "data" / "sub").mkdir(parents=True)
     write(tmp_path / "data" / "sub" / "a.txt", PROSE)
@@ -393,6 +410,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     assert found == ["data/other/a.txt", "data/sub/a.txt"]
 
 
+@pytest.mark.fault("R22")
 @pytest.mark.parametrize(
     "name, message",
     [
@@ -412,6 +430,7 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path, name, message):
         files.find(name, tmp_path)
 
 
+@pytest.mark.fault("R22")
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the superuser may read everything")
 def test_permission_denied_is_one_sentence(tmp_path):
     path = write(tmp_path / "a.txt", PROSE)
@@ -423,6 +442,7 @@ def test_permission_denied_is_one_sentence(tmp_path):
         files.find("d", tmp_path)
 
 
+@pytest.mark.fault("R22")
 def test_io_errors_are_not_taken_for_damage(tmp_path, monkeypatch):
     path = write(tmp_path / "a.txt.gz", gzip.compress(PROSE.encode()))
 

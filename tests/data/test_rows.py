@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from frugalbert.data import rows
 from frugalbert.data.rows import RowOrder, ShardSet, gather_rows, rank_share, to_device
 from tests.data.small_shards import random_documents, write_shards
+from tests.faults.rows import chance, often
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +81,16 @@ def test_what_does_not_fit_is_refused_in_one_sentence(directory, tmp_path):
         ShardSet.open(tmp_path, 32)
 
 
-def test_every_mutation_is_detected_and_the_file_named(directory):
+@pytest.mark.fault("R6")
+def test_every_mutation_is_detected_and_the_file_named(directory, case):
     """Flip, truncate, empty, append, delete, swap: 200 random mutations of shards and index, none trained on."""
-    generator = random.Random(0)
+    generator = random.Random(chance())
     paths = sorted((directory / "length-32").glob("train-*.bin")) + [directory / "index.json"]
     before = ShardSet.open(directory, 32)
     content, figures = before.ids.copy(), (before.vocab_size, before.special, before.tokens, before.fill)
     harmless = 0
-    for trial in range(200):
+    trials = often(250, 2000)
+    for trial in range(trials):
         path = generator.choice(paths)
         whole = path.read_bytes()
         kind = generator.choice(["flip", "flip", "truncate", "empty", "append", "delete", "zeros"])
@@ -104,19 +107,21 @@ def test_every_mutation_is_detected_and_the_file_named(directory):
             opened = ShardSet.open(directory, 32)
         except (ValueError, FileNotFoundError) as error:
             text = str(error)
-            assert path.name in text, f"{trial} {kind} {path.name}: {text}"
-            assert "\n" not in text
-            assert len(text) < 400
+            with case():
+                assert path.name in text, f"{trial} {kind} {path.name}: {text}"
+                assert "\n" not in text
+                assert len(text) < 400
         else:  # white space of the index may differ without meaning anything
             assert path.name == "index.json", f"{trial} {kind} {path.name} was not detected"
             assert np.array_equal(opened.ids, content)
             assert (opened.vocab_size, opened.special, opened.tokens, opened.fill) == figures
             harmless += 1
         path.write_bytes(whole)
-    assert harmless < 20
+    assert harmless < trials / 10
     assert ShardSet.open(directory, 32).rows == before.rows
 
 
+@pytest.mark.fault("R6")
 def test_a_wrong_size_is_seen_without_reading_the_bytes(directory):
     path = directory / "length-32/train-00001.bin"
     whole = path.read_bytes()
@@ -136,6 +141,7 @@ def leaves(value, path=()):
         yield from leaves(item, (*path, key))
 
 
+@pytest.mark.fault("R6")
 def test_every_value_of_the_index_is_guarded(directory, tmp_path):
     text = (directory / "index.json").read_text()
     paths = list(leaves(json.loads(text)))
@@ -179,6 +185,7 @@ def test_each_epoch_of_a_large_set_visits_every_row_once():
     assert abs(np.corrcoef(taken, np.arange(1_000_003))[0, 1]) < 0.005
 
 
+@pytest.mark.fault("R11")
 @given(
     rows=st.integers(1, 100),
     batch=st.integers(1, 40),
@@ -197,11 +204,13 @@ def test_ranks_share_each_batch_whatever_the_world(rows, batch, worlds, start):
     assert np.array_equal(np.concatenate(seen), order.take(start, position - start))
 
 
-def test_resumes_at_the_exact_sample():
+@pytest.mark.fault("R11")
+def test_resumes_at_the_exact_sample(case):
     order = RowOrder(97, 3)
     whole = order.take(0, 1000)
-    for offset in (1, 50, 96, 97, 98, 500, 999):
-        assert np.array_equal(RowOrder(97, 3).take(offset, 1000 - offset), whole[offset:])
+    for offset in (*range(1, 999, 47), 96, 97, 98, 999):
+        with case():
+            assert np.array_equal(RowOrder(97, 3).take(offset, 1000 - offset), whole[offset:])
 
 
 def test_orders_differ_by_seed_and_epoch():

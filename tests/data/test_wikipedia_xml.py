@@ -146,6 +146,7 @@ def test_recognised_by_its_first_bytes_in_any_layout(tmp_path, suffix):
 # ---- damage ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("R22")
 @pytest.mark.parametrize(
     "damaged",
     [
@@ -167,6 +168,7 @@ def test_a_damaged_page_costs_that_page(tmp_path, damaged, joined):
     assert counts.dropped == {"broken XML": 1}
 
 
+@pytest.mark.fault("R22")
 def test_a_truncated_dump_gives_what_was_read(tmp_path):
     content = dump(page("one"), page("two"))
     counts = Counts()
@@ -180,17 +182,20 @@ def test_a_truncated_dump_gives_what_was_read(tmp_path):
         texts(write(tmp_path / "a.xml.bz2", data[: len(data) // 2]))
 
 
+@pytest.mark.fault("R22")
 def test_undecodable_bytes_reach_the_cleaning(tmp_path):
     data = dump(page("caf@ au lait"), page("two")).encode().replace(b"@", b"\xe9")
     assert texts(write(tmp_path / "a.xml", data)) == ["caf\udce9 au lait", "two"]
 
 
+@pytest.mark.fault("R22")
 @pytest.mark.parametrize("content", ["plain text", "<rss><item/></rss>", HEAD + END, "<mediawiki><pag"])
 def test_what_is_no_dump_is_refused_in_one_sentence(tmp_path, content):
     with pytest.raises(ValueError, match=r"a\.xml holds no <page> of a Wikipedia dump; write the right format"):
         texts(write(tmp_path / "a.xml", content), "wikipedia-xml")
 
 
+@pytest.mark.fault("S12")
 def test_entities_are_never_expanded(tmp_path):
     bomb = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 20))
     path = write(
@@ -208,6 +213,7 @@ def test_without_the_library_it_is_one_sentence(tmp_path, monkeypatch):
         texts(write(tmp_path / "a.xml", dump(page("x"))))
 
 
+@pytest.mark.fault("R22")
 def test_what_the_library_cannot_parse_is_dropped(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise KeyError
@@ -218,6 +224,7 @@ def test_what_the_library_cannot_parse_is_dropped(tmp_path, monkeypatch):
     assert counts.dropped == {"wikitext not understood": 1}
 
 
+@pytest.mark.fault("R22")
 def test_pages_too_long_are_dropped_and_never_held(tmp_path, monkeypatch):
     monkeypatch.setattr(wikipedia, "MAX_PAGE", 50_000)
     counts = Counts()
@@ -251,6 +258,7 @@ def test_paragraphs_come_back_whatever_stands_between(tmp_path, articles, segmen
         assert texts(path) == ["\n".join(paragraphs) for paragraphs, _ in articles]
 
 
+@pytest.mark.fault("R22")
 @settings(PROPERTY, max_examples=200)
 @given(st.integers(0, 2**32 - 1))
 def test_fuzzed_dumps_lose_little(tmp_path, seed):
@@ -268,6 +276,7 @@ def test_fuzzed_dumps_lose_little(tmp_path, seed):
     assert len(found) in (2, 3)
 
 
+@pytest.mark.fault("S12")
 @pytest.mark.parametrize(
     "markup",
     ["{{", "[[", "{|\n", "{|\n|\n", "<ref>", "<ref ", "[http://a", "{{a|", "<b>", "<b a='", "[[a|", "[[{{a|", "<!--",

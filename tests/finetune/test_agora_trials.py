@@ -20,12 +20,10 @@ from tests.finetune.conftest import sentences
 LABELS = ("no", "yes")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+def write_task(place: Path, tiny: Path) -> None:
     """A task (is there a `not`? every seventh label is wrong) and a teacher whose classes stand in another order."""
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-    place = tmp_path_factory.mktemp("agora")
     for name, seed, count in (("train", 5, 90), ("dev", 6, 40)):
         texts = dict.fromkeys(sentences(count, seed))
         lines = [f"{text},{LABELS[('not' in text.split()) ^ (place % 7 == 0)]}" for place, text in enumerate(texts)]
@@ -33,6 +31,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     settings = AutoConfig.from_pretrained(tiny, id2label={0: "yes", 1: "no"}, label2id={"yes": 0, "no": 1})
     AutoModelForSequenceClassification.from_config(settings).save_pretrained(place / "teacher")
     AutoTokenizer.from_pretrained(tiny).save_pretrained(place / "teacher")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    place = tmp_path_factory.mktemp("agora")
+    write_task(place, tiny)
     return place
 
 

@@ -248,6 +248,16 @@ def test_models_without_a_masked_lm_head_are_refused(tiny, tmp_path):
             opened(tmp_path / name)
 
 
+def test_damaged_weights_are_told_as_such(tiny, tmp_path):
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny, model)
+    (model / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match=r"model cannot be loaded \(.+\); copy it again from its origin"):
+        opened(model)
+
+
 def test_our_discriminators_are_refused_and_pair_models_taken(ours, tmp_path):
     from frugalbert.model import modeling
 

@@ -85,6 +85,17 @@ def test_the_tokenizer_stage_helps_where_the_model_brings_none(tiny, tmp_path):
     assert len(models.open_source(str(model), tiny).tokenizer) == len(models.open_source(str(tiny), None).tokenizer)
 
 
+def test_a_damaged_tokenizer_is_one_sentence(tiny, tmp_path):
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny, model)
+    (model / "tokenizer.json").write_text('{"version": ')
+    with pytest.raises(ValueError, match=r"has no tokenizer that can be used \(.+\); save its own") as error:
+        models.open_source(str(model), None)
+    assert "\n" not in str(error.value)
+
+
 def test_a_tokenizer_of_another_model_is_refused(tiny, tmp_path):
     import shutil
 

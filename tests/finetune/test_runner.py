@@ -179,20 +179,6 @@ def run_until(point: int, given: config.Finetune, out: Path, folder: Path) -> in
     return 0 if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_anywhere_and_continued_is_the_uninterrupted_run(tiny, tmp_path):
-    given = section(tiny, [write_task(tmp_path, count=24)])
-    build(tmp_path / "whole", given)
-    expected = contents(tmp_path / "whole")
-    count = run_until(0, given, tmp_path / "counted", tmp_path)
-    assert 20 < count < 100
-    for point in range(1, count + 1, 2):
-        out = tmp_path / f"killed-{point}"
-        assert run_until(point, given, out, tmp_path) == 0
-        build(out, given)
-        assert contents(out) == expected, f"killed at point {point} of {count}"
-
-
 def test_a_chain_of_kills_makes_progress(tiny, tmp_path):
     """Each attempt lives for a little more than one trial; finished trials are not begun again."""
     given = section(tiny, [write_task(tmp_path, count=24)])

@@ -431,6 +431,7 @@ ZIP_RULES: list[tuple[Callable[[dict[str, bytes]], list[tuple[str, bytes]]], lis
 ]  # fmt: skip
 
 
+@pytest.mark.fault("S7")
 @pytest.mark.parametrize(("change", "expected"), ZIP_RULES)
 @pytest.mark.usefixtures("small")
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -440,6 +441,7 @@ def test_a_rule_of_zips(change, expected, tmp_path):
     assert check_zip(packed(change(contents)), "glue") == expected
 
 
+@pytest.mark.fault("S7")
 def test_other_files_are_no_zips(tmp_path):
     for data in (b"", b"PK\x03\x04", b"index\tprediction\n", zipfile.ZipFile.__doc__.encode()):
         (problem,) = check_zip(data, "glue")
@@ -451,6 +453,7 @@ def test_other_files_are_no_zips(tmp_path):
         submission.check(tmp_path / "a.zip", "gleu")
 
 
+@pytest.mark.fault("S7")
 @pytest.mark.usefixtures("small")
 def test_one_damaged_member_hides_no_other():
     data = packed([("CoLA.tsv", TSV.encode()), ("SST-2.tsv", TSV.encode() + b"4\t1\n")])
@@ -459,6 +462,7 @@ def test_one_damaged_member_hides_no_other():
     assert problems[1:] == ["SST-2.tsv: has 5 rows, not 4", "SST-2.tsv: there is no index 4; they are 0 to 3"]
 
 
+@pytest.mark.fault("S7")
 def test_a_bomb_is_not_unpacked(monkeypatch):
     monkeypatch.setattr(submission_forms, "MOST_BYTES", 1000)
     data = submission.zipped({"WNLI.tsv": b"0" * 1001})

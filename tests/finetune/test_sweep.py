@@ -129,6 +129,7 @@ def train(task):
     return quadratic(task["setting"], task["seed"])
 
 
+@pytest.mark.fault("R16")
 @pytest.mark.parametrize("method", ["grid", "random", "tpe"])
 @pytest.mark.parametrize("stop_after", [0, 3, 7])
 def test_a_driver_that_dies_continues_and_ends_the_same(method, stop_after, tmp_path: Path):
@@ -328,6 +329,7 @@ def mortal(task):
     return quadratic(task["setting"], task["seed"])
 
 
+@pytest.mark.fault("R21")
 def test_a_killed_worker_and_a_killed_driver_lose_and_repeat_nothing(tmp_path: Path, root: Path):
     (tmp_path / "driver.py").write_text(DRIVER)
     command = [sys.executable, str(tmp_path / "driver.py"), str(tmp_path)]

@@ -157,17 +157,20 @@ def test_paths_that_are_no_models(tmp_path: Path):
     refused(tmp_path / "empty", tmp_path, "is not a model: it has no config.json")
 
 
+@pytest.mark.fault("S11")
 @pytest.mark.parametrize("text", ["{", "[]", '{"model_type": 3}', "{}"])
 def test_configs_that_are_none(broken_model: Path, tmp_path: Path, text: str):
     (broken_model / "config.json").write_text(text)
     refused(broken_model, tmp_path, r"config.json does not describe a model")
 
 
+@pytest.mark.fault("S1")
 def test_weights_that_are_not_there(broken_model: Path, tmp_path: Path):
     (broken_model / "model.safetensors").rename(broken_model / "pytorch_model.bin")
     refused(broken_model, tmp_path, r"has no model.safetensors \(pickled weights are not read\)")
 
 
+@pytest.mark.fault("S11")
 @pytest.mark.parametrize("damage", ["cut", "empty", "huge header", "text"])
 def test_damaged_weights(broken_model: Path, tmp_path: Path, damage: str):
     path = broken_model / "model.safetensors"
@@ -184,6 +187,7 @@ def test_weights_of_another_architecture(broken_model: Path, tmp_path: Path):
     refused(broken_model, tmp_path, "is damaged")
 
 
+@pytest.mark.fault("S3")
 def test_code_of_others_is_not_run(broken_model: Path, tmp_path: Path):
     (broken_model / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\nclass M: pass\n")
     edit_config(broken_model, model_type="evil", auto_map={"AutoConfig": "evil.C", "AutoModel": "evil.M"})

@@ -17,6 +17,7 @@ from frugalbert.report import tables
 from frugalbert.report.collect import collect
 from frugalbert.report.page import build, render
 from frugalbert.report.wording import clean
+from tests.faults import rows
 from tests.report.conftest import TEXTS, dump, make_run
 
 PAYLOADS = (
@@ -107,15 +108,18 @@ def read(html: str) -> Page:
 # ---- security -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("S6")
 @pytest.mark.parametrize("number", range(len(PAYLOADS)))
-def test_payloads_are_text_wherever_they_come_from(number: int, tmp_path: Path):
+def test_payloads_are_text_wherever_they_come_from(number: int, tmp_path: Path, case: rows.Tally):
     payload = PAYLOADS[number]
     run = make_run(tmp_path / "run", {place: f"{payload}~{place}" for place in TEXTS}, steps=0)
     page = read(render(run))
     for place in TEXTS:
-        assert " ".join(clean(f"{payload}~{place}").split()) in page.text, place
+        with case():
+            assert " ".join(clean(f"{payload}~{place}").split()) in page.text, place
 
 
+@pytest.mark.fault("S6")
 def test_payloads_in_the_title_the_directory_and_broken_files(tmp_path: Path):
     run = make_run(tmp_path / "x\u202e<img src=x onerror=alert(1)>", steps=0)
     (run / "run.yaml").unlink()
@@ -150,6 +154,7 @@ TOKENS = (
 )  # fmt: skip
 
 
+@pytest.mark.fault("S10")
 def test_tokens_are_masked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123456789abcdef01234567")
     monkeypatch.setenv("HF_TOKEN", "an-odd-looking-secret")
@@ -163,6 +168,7 @@ def test_tokens_are_masked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert "vocab_size: 8192" in html
 
 
+@pytest.mark.fault("S10")
 def test_private_paths_of_the_snapshot_stay_out(finished_page: str):
     assert "/home/someone" not in finished_page
 
@@ -216,6 +222,23 @@ def test_the_environment_names_the_machine(tmp_path: Path):
     assert tables.environment(collect(run))[0][:4] == [
         ("device", "NVIDIA H200"), ("CPU", "Another"), ("CPU of the timings", "AMD EPYC 9B45"), ("threads", "8"),
     ]  # fmt: skip
+
+
+def test_the_sizes_that_were_weighed_are_shown(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    rows = [
+        {"arch": "modern 2x128", "encoder_parameters": 4e5, "tokens_per_second": 5e4, "timed": True, "tokens": 4e7,
+         "foretold_loss": 3.61},
+        {"arch": "modern 4x256", "encoder_parameters": 3e6, "tokens_per_second": 2e4, "timed": True, "tokens": 2e7,
+         "foretold_loss": 3.4, "latency_ms": 4.25},
+        {"arch": "modern 8x512", "timed": False, "tokens": 1e6, "foretold_loss": 4.0}, {"arch": 7, "timed": True},
+    ]  # fmt: skip
+    dump(run / "pretrain" / "sizing.json", {"chosen": "modern 4x256", "rows": rows, "unique_tokens": 1e7})
+    page = render(run)
+    for cell in ("Sizes weighed for the budget", "modern 4x256 (chosen)", "+0.210", "+0.000", "2.00"):
+        assert cell in page, cell
+    assert "8x512" not in page
+    assert "Sizes weighed" not in render(make_run(tmp_path / "other"))
 
 
 def test_the_same_files_give_the_same_page(tmp_path: Path):

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.structure import benchmark
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("search_methods", ROOT / "benchmarks" / "search_methods.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("search_methods")
 
 
 def test_verdicts(script):

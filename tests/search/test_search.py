@@ -48,6 +48,7 @@ def test_the_seed_decides(method):
     assert run(settings, seed=1).candidates != run(settings, seed=2).candidates
 
 
+@pytest.mark.fault("R16")
 @METHOD
 @pytest.mark.parametrize("mixed", [False, True])
 def test_continued_from_any_line_equals_uninterrupted(method, mixed, tmp_path, monkeypatch):
@@ -70,6 +71,7 @@ def test_continued_from_any_line_equals_uninterrupted(method, mixed, tmp_path, m
         assert len(scored) == 20 - max(0, count - 1)
 
 
+@pytest.mark.fault("R16")
 def test_a_damaged_line_is_scored_again(tmp_path, capsys):
     settings = replace(SMALL, journal=tmp_path / "journal.jsonl")
     whole = run(settings)

@@ -33,13 +33,15 @@ def main(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     kind = {"float64": torch.float64, "float32": torch.float32}[options.get("dtype", "float64")]
     names = {key: options[key] for key in ("name", "strategy") if key in options}
     training = toy.make(folder, recipe, dtype=kind, dropout=0.0, now=skewed, **names)
-    if signal_at := options.get("signal_rank_1_at"):
+    signal_at = options.get("signal_rank_1_at") or options.get("kill_rank_1_at")
+    if signal_at:
+        number = signal.SIGTERM if "signal_rank_1_at" in options else signal.SIGKILL
         run.catch_signals()
         inner = training.draw
 
         def draw(progress: float, samples: dict[str, int], micro_batch: int) -> Any:
             if dist.rank() == 1 and training.state.step == signal_at:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
             return inner(progress, samples, micro_batch)
 
         training.draw = draw

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from frugalbert.config import Machine, Supernet
 from frugalbert.run import write_json
 from frugalbert.space import Space
-from frugalbert.train import loop, supernet
+from frugalbert.train import supernet
 from tests.train import small_run
 
 SPACE: dict[str, Any] = {
@@ -44,19 +43,7 @@ def run(inputs: dict[str, Path], out: Path, **values: Any) -> dict[str, Any]:
     return {}
 
 
-def main(folder: Path, out: Path, options: dict[str, Any]) -> None:
-    """`die`: SIGKILL before that step."""
-    die, original = options.pop("die", None), loop.take_step
-
-    def step(run: Any) -> None:
-        if run.state.step == die:
-            os.kill(os.getpid(), signal.SIGKILL)
-        original(run)
-
-    loop.take_step = step
-    inputs = {name: folder / name for name in ("shards", "tokenizer", "space")} | {"yaml": folder}
-    run(inputs, out, **options)
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
+    place = Path(sys.argv[1])
+    read = {name: place / name for name in ("shards", "tokenizer", "space")} | {"yaml": place}
+    run(read, Path(sys.argv[2]), **json.loads(sys.argv[3]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from frugalbert.config import Pretrain
 from frugalbert.model.arch import Arch
 from frugalbert.model.modeling import FrugalForMaskedLM
-from frugalbert.train import pretrain
+from frugalbert.train import loop, pretrain
+from frugalbert.train.teacher import Teacher
 from frugalbert.train.teacher_cache import Cache, record_type
 from tests.data.small_shards import small_tokenizer
 from tests.train import small_run
@@ -24,6 +26,7 @@ from tests.train.test_ranks import launch
 
 BIG = "modern 3x48 heads=3 head_dim=16 ffn=64 max_length=64"
 SMALL = "modern 2x32 heads=2 head_dim=16 ffn=48 max_length=64"
+QUIET = {"every": 0.0, "begin_every": 0.0, "end_every": 0.0, "rows": 4}  # validation only at the end
 MASK = {"rate": 0.15, "copies": 2}
 
 
@@ -79,19 +82,30 @@ def test_nothing_from_the_teacher_is_masked_words_alone(inputs: dict[str, Path],
         torch.testing.assert_close(taught[name], tensor, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.fault("R9")
 @pytest.mark.usefixtures("teacher")
-def test_a_killed_run_ends_like_another(inputs: dict[str, Path], tmp_path: Path):
-    settings = {"hidden": 0.1, "top_k": 4}
-    distilled(inputs, tmp_path / "whole", settings)
-    distilled(inputs, tmp_path / "cut", settings, stop_at=0.5)
-    for path in sorted((tmp_path / "cut" / "checkpoints").iterdir())[-1:]:
-        if path.name.endswith("10"):
-            shutil.rmtree(path)  # the one that says that the run has ended
-    for name in ("model", "summary.json"):
-        path = tmp_path / "cut" / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    distilled(inputs, tmp_path / "cut", settings)
-    assert same(tmp_path / "whole", tmp_path / "cut")
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("at", [0, 5, 9])
+def test_a_teacher_that_says_nonsense_is_not_believed(
+    at: int, value: float, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its predictions for one batch are NaN or infinite: that batch is left out, and the log says so."""
+    kept, take_step, now = Teacher._kept, loop.take_step, [-1]
+
+    def poisoned(self: Teacher, logits: torch.Tensor) -> Any:
+        return kept(self, torch.full_like(logits, value) if now[0] == at else logits)
+
+    def watched(training: Any) -> None:
+        now[0] = training.state.attempt
+        take_step(training)
+        now[0] = -1
+
+    monkeypatch.setattr(Teacher, "_kept", poisoned)
+    monkeypatch.setattr(loop, "take_step", watched)
+    distilled(inputs, tmp_path, budget="10steps", checkpoints={"every": "2steps"}, validation=QUIET)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert any("nan" in line["event"] or "inf" in line["event"] for line in lines if "event" in line)
+    assert all(weight.isfinite().all() for weight in weights(tmp_path).values())
 
 
 @pytest.mark.usefixtures("teacher")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -21,12 +20,12 @@ from frugalbert.model import patterns
 from frugalbert.model.arch import Arch
 from frugalbert.model.configuration import FrugalConfig
 from frugalbert.model.modeling import FrugalForMaskedLM
-from frugalbert.run import Stopped, write_json
+from frugalbert.run import write_json
 from frugalbert.search import attention
 from frugalbert.train import pretrain
 from frugalbert.train.gating import probabilities
 from frugalbert.train.learned_masks import Masked, Structure, block_price, groups, logistic, relax
-from tests.conftest import ROOT
+from tests.structure import benchmark
 from tests.train import small_run
 from tests.train.small_run import SECTION, prepare
 from tests.train.test_ranks import launch
@@ -230,14 +229,7 @@ def test_the_expected_density_counts_what_it_says():
 
 def test_it_finds_the_distances_that_a_task_needs_and_nothing_else():
     """The planted task of benchmarks/planted_offsets.py, shorter: tokens at i - 3 and i + 5 have to be named."""
-    spec = importlib.util.spec_from_file_location("planted", ROOT / "benchmarks" / "planted_offsets.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        patch.setitem(sys.modules, "planted", script)
-        spec.loader.exec_module(script)
+    script = benchmark("planted_offsets")
     found = script.search({"penalty": 0.5, "mask_learning_rate": 0.05}, 0, 600)
     assert found["distances"] == [3, 5]
     assert found["accuracy"] > 0.9
@@ -296,29 +288,6 @@ def test_only_mask_steps_move_logits_and_only_weight_steps_move_weights():
         optimizer.step()
         moved = [not torch.equal(old, new) for old, new in zip(before, (model.logits, weight), strict=True)]
         assert moved == [trains != "weights", trains != "masks"]
-
-
-def test_a_search_that_was_killed_ends_the_same(inputs: dict[str, Path], tmp_path: Path, monkeypatch: Any):
-    learn(inputs, tmp_path / "whole" / "attention")
-    out, steps = tmp_path / "cut" / "attention", 0
-    plain = Masked._step
-
-    def dying(self: Masked, optimizer: Any) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == 13:
-            raise Stopped(15)
-        plain(self, optimizer)
-
-    monkeypatch.setattr(Masked, "_step", dying)
-    with pytest.raises(Stopped):
-        learn(inputs, out)
-    monkeypatch.setattr(Masked, "_step", plain)
-    attention.build(Attention.model_validate({**SECTION, "density": 0.3}), inputs, out, Machine())
-    for name in ("arch.json", "masks.json"):
-        assert (out / name).read_bytes() == (tmp_path / "whole" / "attention" / name).read_bytes()
-    arrays = [np.load(path / "masks.npz")["logits"] for path in (out, tmp_path / "whole" / "attention")]
-    assert (arrays[0] == arrays[1]).all()
 
 
 def test_two_ranks_learn_the_masks_of_one(inputs: dict[str, Path], tmp_path: Path):

@@ -49,6 +49,7 @@ def timed(out: Path, time: Time, seconds: str, costs: dict[str, float], **values
 # ---- schedule and budget ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("R13")
 @pytest.mark.parametrize("seconds", ["30s", "10m", "9d"])
 def test_learning_rate_follows_the_wall_clock(seconds: str, tmp_path: Path):
     """Warm-up, then straight down to 0 at the budget's end, whatever the steps, validations and checkpoints take."""
@@ -69,6 +70,7 @@ def test_learning_rate_follows_the_wall_clock(seconds: str, tmp_path: Path):
     assert rates[-1] < 0.02
 
 
+@pytest.mark.fault("R13")
 @pytest.mark.parametrize("stop_at", [1.0, 0.4])
 def test_overshoot_is_at_most_one_step_and_a_checkpoint(stop_at: float, tmp_path: Path):
     time = Time()
@@ -94,6 +96,7 @@ def until(draw: Any, time: Time, end: float) -> Any:
     return dying
 
 
+@pytest.mark.fault("R13")
 def test_charged_time_sums_to_the_budget_over_restarts(tmp_path: Path):
     """Pauses are free; what a killed process used after its last checkpoint is lost with its work."""
     charged = []
@@ -114,14 +117,18 @@ def test_charged_time_sums_to_the_budget_over_restarts(tmp_path: Path):
     assert 12 < charged[0] < 21 < charged[1] < 42
 
 
-def test_a_clock_that_jumps_only_moves_forward(tmp_path: Path):
+@pytest.mark.fault("R13")
+@pytest.mark.parametrize("jump", [-7200.0, -3600.0, -1.0])
+@pytest.mark.parametrize("at", [0, 80, 400])
+def test_a_clock_that_jumps_only_moves_forward(at: int, jump: float, tmp_path: Path):
+    """An hour back (daylight saving, a clock that was set), early, late, and at the first step."""
     time = Time()
     run = timed(tmp_path, time, "60s", {"draw": 1.0})
     inner = run.draw
 
     def jumping(progress: float, samples: dict[str, int], micro_batch: int) -> Any:
-        if samples.get("toy", 0) == 80:
-            time.now -= 3600.0
+        if samples.get("toy", 0) == at:
+            time.now += jump
         return inner(progress, samples, micro_batch)
 
     run.draw = jumping
@@ -179,10 +186,11 @@ def test_micro_batches_equal_one_big_batch(micro_batch: int, tmp_path: Path):
     np.testing.assert_allclose(*losses, atol=1e-12)
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.fault("R10")
+@pytest.mark.parametrize("times", [1, 2, 3, 4])
 @pytest.mark.parametrize("where", ["forward", "backward", "step"])
 def test_full_memory_halves_the_micro_batch(where: str, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    options: dict[str, Any] = {"dtype": torch.float64, "dropout": 0.0, "micro_batch": 8}
+    options: dict[str, Any] = {"dtype": torch.float64, "dropout": 0.0, "batch_size": 16, "micro_batch": 16}
     whole = toy.go(tmp_path / "whole", **options)
     run = toy.make(tmp_path / "full", **options)
     left = [times]
@@ -219,12 +227,13 @@ def test_full_memory_halves_the_micro_batch(where: str, times: int, tmp_path: Pa
 
     run.objective, run.optimizer.step = objective, optimizer_step  # type: ignore[method-assign]
     loop.train(run)
-    assert run.state.micro_batch == 8 >> times
+    assert run.state.micro_batch == 16 >> times
     assert not left[0]
     for ours, theirs in zip(run.model.parameters(), whole.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
 
 
+@pytest.mark.fault("R10")
 def test_memory_that_never_suffices_is_one_sentence(tmp_path: Path):
     run = toy.make(tmp_path, micro_batch=8)
 
@@ -287,6 +296,7 @@ def poison(run: state.Run, what: str, value: float, attempts: range) -> None:
     run.objective = objective
 
 
+@pytest.mark.fault("R9")
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("at", [0, 9, 19])
 @pytest.mark.parametrize("what", ["loss", "gradient", "weight"])
@@ -307,6 +317,7 @@ def test_nothing_that_is_not_finite_is_saved(
     assert (what == "weight") == (run.state.restores == 1)  # only poisoned weights need the checkpoint
 
 
+@pytest.mark.fault("R9")
 def test_policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(step, "SKIPS_BEFORE_END", 40)
     stopping = toy.make(tmp_path / "stop", toy.changed(non_finite="stop"))
@@ -335,6 +346,7 @@ def test_policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         loop.train(never)
 
 
+@pytest.mark.fault("R9")
 def test_weights_that_are_not_finite_to_begin_with(tmp_path: Path):
     run = toy.make(tmp_path)
     run.model.norm.weight.data[0] = math.nan
@@ -342,6 +354,7 @@ def test_weights_that_are_not_finite_to_begin_with(tmp_path: Path):
         loop.train(run)
 
 
+@pytest.mark.fault("R9")
 def test_a_jump_of_the_loss_is_noticed_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = toy.make(tmp_path, learning_rate=1e-4)
     inner = run.objective

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ from tests.train import ranks, toy
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def launch(folder: Path, world: int, **options: Any) -> list[dict[str, Any]]:
-    """What every rank ended with."""
+def start(folder: Path, world: int, **options: Any) -> list[subprocess.Popen[str]]:
+    """A process for every rank."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -33,13 +35,28 @@ def launch(folder: Path, world: int, **options: Any) -> list[dict[str, Any]]:
                 command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
         )
-    try:
-        ends = [process.communicate(timeout=600) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (_, error) in zip(processes, ends, strict=True):
-        assert process.returncode == 0, error
+    return processes
+
+
+def launch(folder: Path, world: int, **options: Any) -> list[dict[str, Any]]:
+    """What every rank ended with. One that fails ends the others, which would wait for it."""
+    processes = start(folder, world, **options)
+
+    def end(process: subprocess.Popen[str]) -> tuple[str, str]:
+        try:
+            return process.communicate(timeout=600)
+        finally:
+            if process.returncode:
+                for other in processes:
+                    other.kill()
+
+    with ThreadPoolExecutor(world) as pool:
+        try:
+            ends = list(pool.map(end, processes))
+        finally:
+            for process in processes:
+                process.kill()
+    assert not any(process.returncode for process in processes), "\n".join(error for _, error in ends)
     return [json.loads(out.splitlines()[-1]) for out, _ in ends if out]
 
 
@@ -57,6 +74,7 @@ def assert_equal(one: dict[str, Any], other: dict[str, Any], atol: float) -> Non
         np.testing.assert_allclose(weights, other["weights"][name], rtol=0, atol=atol)
 
 
+@pytest.mark.fault("R12")
 def test_two_ranks_equal_one(tmp_path: Path):
     """The same global batches, unequal counts on the ranks, clocks that run at different speeds."""
     one = alone(tmp_path / "one")
@@ -69,12 +87,14 @@ def test_two_ranks_equal_one(tmp_path: Path):
     assert pair[0]["seconds"] == pair[1]["seconds"]
 
 
+@pytest.mark.fault("R13")
 def test_rank_0_decides_when_the_time_is_over(tmp_path: Path):
     first, second = launch(tmp_path, 2, budget="120s")
     assert first["step"] == second["step"] > 20
     assert_equal(first, second, 0.0)
 
 
+@pytest.mark.fault("R12")
 def test_a_signal_to_one_rank_stops_all_and_another_number_goes_on(tmp_path: Path):
     """SIGTERM reaches rank 1 only; both stop after that step with a checkpoint, which one rank finishes."""
     one = alone(tmp_path / "one")
@@ -86,6 +106,36 @@ def test_a_signal_to_one_rank_stops_all_and_another_number_goes_on(tmp_path: Pat
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "one"), rtol=0, atol=1e-9)
 
 
+@pytest.mark.fault("R12")
+@pytest.mark.parametrize(("first", "then"), [(2, 4), (4, 2)])
+def test_other_numbers_of_ranks_go_on(first: int, then: int, tmp_path: Path):
+    one = alone(tmp_path / "one")
+    stopped = launch(tmp_path / "run", first, signal_rank_1_at=7)
+    assert [(rank["stopped"], rank["step"]) for rank in stopped] == [(True, 8)] * first
+    for rank in launch(tmp_path / "run", then):
+        assert (rank["stopped"], rank["step"], rank["samples"]) == (False, 20, one["samples"])
+        assert_equal(rank, one, 1e-9)
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "one"), rtol=0, atol=1e-9)
+
+
+@pytest.mark.fault("R12")
+def test_a_rank_that_is_killed_ends_the_others_and_the_run_goes_on(tmp_path: Path):
+    one = alone(tmp_path / "one")
+    processes = start(tmp_path / "run", 2, kill_rank_1_at=7)
+    try:
+        codes = [process.wait(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert codes[1] == -signal.SIGKILL
+    assert codes[0] not in (0, -signal.SIGKILL)
+    resumed = alone(tmp_path / "run")
+    assert resumed["step"] == 20
+    assert_equal(resumed, one, 1e-9)
+
+
+@pytest.mark.fault("R12")
 @pytest.mark.parametrize("name", ["adamw", "muon", pytest.param("lamb", marks=pytest.mark.slow)])
 def test_spread_parameters_equal_replicas(name: str, tmp_path: Path):
     """FSDP2 over two gloo ranks, its checkpoints read by one rank."""

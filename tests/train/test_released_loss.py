@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 
 import pytest
 import torch
 
-from tests.structure import ROOT
+from tests.structure import ROOT, benchmark
 
 
 @pytest.fixture(scope="module")
 def script():
-    path = ROOT / "benchmarks" / "distillation_gradient.py"
-    spec = importlib.util.spec_from_file_location("distillation_gradient", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("distillation_gradient")
 
 
 def test_both_gradients_are_the_closed_forms(script, monkeypatch: pytest.MonkeyPatch):

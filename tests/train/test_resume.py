@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ import pytest
 
 from frugalbert.run import Stopped
 from frugalbert.train import checkpoint, loop
+from tests.faults.test_damage import DAMAGE, FILES, damage
 from tests.train import toy
 
 
@@ -30,16 +27,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that died after its checkpoints of steps 8 and 12, with later lines in its metrics."""
     out = tmp_path_factory.mktemp("half")
     run = toy.make(out)
-    steps = run.draw
-
-    def dying(progress: float, samples: dict[str, int], micro_batch: int) -> Any:
-        if samples.get("toy", 0) >= 14 * 8:
-            raise KeyboardInterrupt
-        return steps(progress, samples, micro_batch)
-
-    run.draw = dying
-    with pytest.raises(KeyboardInterrupt):
-        loop.train(run)
+    toy.cut_off(run, 14)
     assert sorted(path.name for path in run.folder.iterdir()) == ["step-00000008", "step-00000012"]
     return out
 
@@ -51,28 +39,7 @@ def test_the_result_notices_what_it_should(whole: str, tmp_path: Path):
     assert toy.result(toy.go(tmp_path / "rate", learning_rate=0.021)) != whole
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_killed_at_any_point(name: str, tmp_path: Path):
-    """SIGKILL before step phases and file operations, a dozen here and every one in the slow test."""
-    assert _kills(tmp_path, 17, name)["points"] >= 10
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["adamw", "muon", "lamb"])
-def test_killed_at_every_point(name: str, tmp_path: Path):
-    assert _kills(tmp_path, 1, name)["points"] > 150
-
-
-def _kills(folder: Path, every: int, name: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.train.kill_points", str(folder), str(every), name]
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["same"] == found["points"], found
-    return found
-
-
+@pytest.mark.fault("R3")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 @pytest.mark.parametrize("where", ["step", "validation"])
 def test_a_signal_leaves_a_checkpoint(
@@ -110,27 +77,6 @@ def test_a_signal_leaves_a_checkpoint(
     assert toy.result(toy.go(tmp_path)) == whole
 
 
-DAMAGE = ["flip", "truncate", "empty", "delete", "append"]
-FILES = ["model.safetensors", "training.safetensors", "state.json", "config.json", "manifest.json"]
-
-
-def damage(path: Path, how: str, seed: int) -> None:
-    rng, data = random.Random(seed), bytearray(path.read_bytes())
-    if how == "flip":
-        place = rng.randrange(len(data))
-        data[place] ^= 1 << rng.randrange(8)
-    elif how == "truncate":
-        data = data[: rng.randrange(1, len(data))] if len(data) > 1 else data[:0]
-    elif how == "append":
-        data += b"\0"
-    elif how == "empty":
-        data.clear()
-    if how == "delete":
-        path.unlink()
-    else:
-        path.write_bytes(data)
-
-
 @pytest.mark.parametrize("file", FILES)
 def test_any_damage_is_found(half: Path, file: str, tmp_path: Path):
     for index, how in enumerate(DAMAGE * 4):
@@ -139,25 +85,6 @@ def test_any_damage_is_found(half: Path, file: str, tmp_path: Path):
         assert checkpoint.fault(folder) is None
         damage(folder / file, how, index)
         assert file in (checkpoint.fault(folder) or "")
-
-
-@pytest.mark.parametrize(
-    "how, file", [("flip", "model.safetensors"), ("delete", "manifest.json"), ("empty", "state.json")]
-)
-def test_a_damaged_checkpoint_falls_back(
-    whole: str, half: Path, how: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    out = tmp_path / "run"
-    shutil.copytree(half, out)
-    damage(out / "checkpoints" / "step-00000012" / file, how, 0)
-    run = toy.go(out)
-    said = capsys.readouterr().err
-    assert said.count("is not used") == 1
-    assert file in said
-    assert "continuing at step 8" in said
-    assert toy.result(run) == whole
-    names = {path.name for path in run.folder.iterdir()}
-    assert names == {"corrupt-step-00000012", "step-00000016", "step-00000020"}
 
 
 def test_no_checkpoint_left_is_one_sentence(half: Path, tmp_path: Path):
@@ -179,15 +106,8 @@ def test_weights_of_another_model_are_refused(half: Path, tmp_path: Path, monkey
         toy.go(out)
 
 
-def test_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(ValueError, match=r"free some space") as error:
-        toy.go(tmp_path / "full")
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("at", [1, 2, 5, 8, 13, 17])
+@pytest.mark.fault("R7")
+@pytest.mark.parametrize("at", range(1, 18))
 def test_a_write_that_fails_keeps_the_checkpoint_before(
     whole: str, half: Path, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -211,14 +131,9 @@ def test_a_write_that_fails_keeps_the_checkpoint_before(
     assert toy.result(toy.go(out)) == whole
 
 
-def test_only_the_last_checkpoints_are_kept_and_a_purge_may_die(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_only_the_last_checkpoints_are_kept(tmp_path: Path):
     run = toy.go(tmp_path)
     assert [path.name for path in sorted(run.folder.iterdir())] == ["step-00000016", "step-00000020"]
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *a, **k: None)  # as if killed while deleting
-    checkpoint.prune(run.folder, 1)
-    monkeypatch.undo()
-    assert checkpoint.find(run.folder) == 20
-    assert [path.name for path in run.folder.iterdir()] == ["step-00000020"]
 
 
 def test_markers_fire_once(half: Path, tmp_path: Path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -105,20 +104,6 @@ def test_rows_of_the_search_are_not_those_of_validation(inputs: dict[str, Path])
     one = HeldOut(inputs["shards"], 32, words, half)
     other = HeldOut(inputs["shards"], 32, words, half, at_end=True)
     assert not set(one.row_ids) & set(other.row_ids)
-
-
-def test_a_killed_stage_ends_as_the_whole_one(inputs: dict[str, Path], tmp_path: Path):
-    settings = {"dropout": 0.1, "sampling": "random", "inplace_weight": 0.5}
-    super_run.run(inputs, tmp_path / "whole", **settings)
-    command = [sys.executable, "-m", "tests.train.super_run", str(inputs["yaml"]), str(tmp_path / "killed")]
-    done = subprocess.run([*command, json.dumps({**settings, "die": 12})], cwd=ROOT, check=False)
-    assert done.returncode == -9
-    super_run.run(inputs, tmp_path / "killed", **settings)
-    one, other = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "killed"))
-    assert one == other
-    assert [line["loss"] for line in toy.lines(tmp_path / "killed") if "loss" in line] == [
-        line["loss"] for line in toy.lines(tmp_path / "whole") if "loss" in line
-    ]
 
 
 @pytest.mark.parametrize("sampling", ["sandwich", "random"])

@@ -5,6 +5,7 @@ It has what matters to the loop: dropout, tied weights, repeated layers, micro-b
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import replace
@@ -108,6 +109,8 @@ RECIPE = Recipe(
     checkpoints=Checkpoints(every=Budget.parse("4steps"), markers=(0.5, 0.9)),
 )
 
+SHORT = replace(RECIPE, budget=Budget.parse("8steps"), checkpoints=Checkpoints(every=Budget.parse("2steps")))
+
 
 def make(out: Path, recipe: Recipe = RECIPE, **options: Any) -> Run:
     """A Run in `out`. Options: name, dropout, dtype, batch_size, micro_batch, learning_rate, precision, now."""
@@ -139,6 +142,20 @@ def go(out: Path, recipe: Recipe = RECIPE, **options: Any) -> Run:
     run = make(out, recipe, **options)
     train(run)
     return run
+
+
+def cut_off(run: Run, step: int) -> None:
+    """Train until `step`, and no further."""
+    draw = run.draw
+
+    def dying(progress: float, samples: dict[str, int], micro_batch: int) -> Any:
+        if samples.get("toy", 0) >= step * 8:
+            raise KeyboardInterrupt
+        return draw(progress, samples, micro_batch)
+
+    run.draw = dying
+    with contextlib.suppress(KeyboardInterrupt):
+        train(run)
 
 
 def changed(**values: Any) -> Recipe:

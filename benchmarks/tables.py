@@ -1,0 +1,236 @@
+"""docs/benchmarks.md and the table of docs/reliability.md from the JSON files in benchmarks/results.
+
+python benchmarks/tables.py writes them (`make docs` does, too).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+HEAD = """# Benchmarks
+
+Written by `python benchmarks/tables.py` from `benchmarks/results/*.json`. A ratio is taken within a round, in which the
+arms take turns; *min – **median** – max* over the rounds. `make bench` takes the first six anew (hours, on an idle
+machine); the others are studies of hours and days, whose commands stand beside them. What a file does not hold was not
+measured.
+"""
+Found = dict[str, Any]
+
+
+# ---- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def grid(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table, figures to the right."""
+    cells = [list(map(str, row)) for row in rows]
+    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)])
+
+
+def spread(value: Found | None, digits: int = 1) -> str:
+    if value is None:
+        return ""
+    return f"{value['min']:.{digits}f} – **{value['median']:.{digits}f}** – {value['max']:.{digits}f}"
+
+
+def share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+def where(found: Found) -> str:
+    """The machine and versions of a result."""
+    about = found.get("environment") or found.get("machine") or found
+    if "versions" not in about:  # of several parts, taken at different times
+        about = next(iter(about.values()))
+    versions = about["versions"]
+    device = about.get("gpu") or about.get("cpu") or about.get("setting", {}).get("processor", "")
+    count = len(about.get("cores", ()))
+    cores = "" if about.get("gpu") or not count else f", {count} core{'s' * (count > 1)}"
+    names = [f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions]
+    return f"{device}{cores}; {', '.join(names)}; {about['date'][:10]}, commit {about['commit'][:7]}"
+
+
+# ---- a section each --------------------------------------------------------------------------------------------------
+
+
+def throughput(found: Found) -> str:
+    rows = []
+    for row in found["rows"]:
+        speed, over = row["tokens_per_second"], row["ours_over"]
+        best = row["arms"]["best"]
+        how = f"{best['precision']}, {'compiled' if best['compile'] else 'eager'}, batches of {best['batch_size']}"
+        rows.append([
+            row["arch"], row["length"], f"{speed['ours']['median']:,.0f}", f"{speed['documented']['median']:,.0f}",
+            f"{speed['best']['median']:,.0f} ({how})", spread(over["documented"]), spread(over["best"]),
+            share(row["share_of_measured_ceiling"]), share((row.get("share_of_datasheet") or {}).get("ours")),
+        ])  # fmt: skip
+    head = ("encoder", "length", "ours, tokens/s", "Trainer as documented", "Trainer at its best",
+            "ours over documented", "ours over best", "of the matrix products' speed", "of the datasheet")  # fmt: skip
+    return grid(head, rows)
+
+
+def time_to_loss(found: Found) -> str:
+    rows, below = [], []
+    for name, arm in sorted(found["arms"].items(), key=lambda item: item[1]["loss"]["mean"]):
+        runs, loss = arm["runs"], arm["loss"]
+        ends, minus = loss["interval"], arm.get("minus_ours") or {}
+        tokens, steps = (sum(run[key] for run in runs) / len(runs) for key in ("tokens", "steps"))
+        difference = "" if name == "ours" or not minus else f"{minus['mean']:+.3f}"
+        if difference and "low" in minus:
+            difference += f" [{minus['low']:+.3f}, {minus['high']:+.3f}]"
+        rows.append([
+            name, len(runs), f"{tokens / 1e6:.1f}", f"{steps:,.0f}",
+            f"{loss['mean']:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""), difference,
+        ])  # fmt: skip
+        if worth := [run["downstream"] for run in runs if "downstream" in run]:
+            means = {key: sum(entry[key] for entry in worth) / len(worth) for key in worth[0]}
+            below.append(f"- {name}: " + ", ".join(f"{key} {value:.1f}" for key, value in means.items()))
+    head = (f"arm, {found['minutes']:g} minutes", "seeds", "tokens, M", "steps", "held-out loss", "less ours'")
+    text = grid(head, rows) + "\n\n![loss over minutes](../benchmarks/results/time_to_loss.png)"
+    return text + ("\n\nAfter fine-tuning, and BLiMP:\n\n" + "\n".join(below) if below else "")
+
+
+def scaling(found: Found) -> str:
+    parts = []
+    if sizes := found.get("sizes"):
+        rows = [
+            [row["size"], f"{row['parameters'] / 1e6:.2f}", f"{row['tokens'] / 1e6:g}", f"{row['flops']:.1e}",
+             f"{row['loss']:.3f}", f"{row['tokens_per_second']:,.0f}" if "tokens_per_second" in row else "not measured"]
+            for row in sorted(sizes["rows"], key=lambda row: (row["parameters"], row["tokens"]))
+        ]  # fmt: skip
+        head = ("layers x hidden", "parameters of the layers, M", "tokens, M", "operations", "held-out loss",
+                "tokens/s")  # fmt: skip
+        parts.append(grid(head, rows))
+        if law := sizes["law"]:
+            left = law["left_out_error"]
+            parts.append(
+                f"L(N, D) = {law['E']:.3f} + {law['A']:.4g} / N^{law['a']:.3f} + {law['B']:.4g} / D^{law['b']:.3f}; "
+                f"a point is {left['mean']:.3f} nats off a fit to the others, at most {left['largest']:.3f}."
+            )
+    if two := found.get("processes"):
+        low, *_, high = ratios = sorted(two["two_over_one"])
+        middle = {"min": low, "median": ratios[len(ratios) // 2], "max": high}
+        parts.append(f"Two processes with a thread each: {spread(middle, 2)} times the tokens/s of one with two.")
+    if rows := found.get("data"):
+        lines = [
+            [row["megabytes"], row["workers"], f"{row['corpus']['seconds']:.1f}", f"{row['shards']['seconds']:.1f}",
+             f"{row['corpus']['tree_mb']:.0f}", f"{row['shards']['tree_mb']:.0f}"] for row in rows
+        ]  # fmt: skip
+        head = ("text, MB", "workers", "corpus, s", "shards, s", "corpus, peak MB", "shards, peak MB")
+        parts.append(grid(head, lines))
+    return "\n\n".join(parts)
+
+
+def serving(found: Found) -> str:
+    parts = []
+    for threads in (1, 2):
+        rows = []
+        for row in found["rows"]:
+            if row["threads"] != threads or row.get("batch_size") != 1 or row.get("length") != 128:
+                continue
+            mixed = next(
+                (other for other in found["rows"] if other.get("batching") == "by length" and all(
+                    other[key] == row[key] for key in ("model", "kind", "asked_precision", "threads"))), {},
+            )  # fmt: skip
+            speed = mixed.get("texts_per_second")
+            rows.append([
+                row["model"], f"{row['kind']}, {row['precision']}", f"{row['ms']['median']:.2f}",
+                spread(row.get("over_bert-base_in_fp32")), f"{speed['median']:,.0f}" if speed else "",
+                spread(mixed.get("over_batches_in_order"), 2),
+            ])  # fmt: skip
+        head = (f"{threads} thread{'s' * (threads > 1)}", "run by", "1 x 128 tokens, ms",
+                "times BERT-base (PyTorch, fp32)", "mixed texts/s", "over batches in order")  # fmt: skip
+        parts += [grid(head, rows)] if rows else []
+    return "\n\n".join(parts)
+
+
+def staircase(found: Found) -> str:
+    rows = [
+        [f"{backend}: {axis}", *(spread(steps.get(power), 2) for power in ("1", "2", "4", "8", "16", "32"))]
+        for backend, axes in found["backends"].items()
+        for axis, steps in ((axis, value["excess"]) for axis, value in axes.items())
+    ]
+    head = ("time over the line through multiples of 64, less 1", *(f"multiples of {2**n}" for n in range(6)))
+    return grid(head, rows) + "\n\n![the staircase](../benchmarks/results/staircase.png)"
+
+
+def data_preparation(found: Found) -> str:
+    return (
+        f"{found['ours_mb_per_second']:.1f} MB/s from text to packed rows, `tokenizers.encode_batch` alone "
+        f"{found['bare_mb_per_second']:.1f}, `datasets.map` {found['datasets_mb_per_second']:.1f}; ours over bare "
+        f"{spread(found['ours_over_bare'], 2)} ({found['megabytes']:.0f} MB, {found['workers']} workers)."
+    )
+
+
+def memory(found: Found) -> str:
+    rows = [
+        [size, stage, f"{about['seconds']:.1f}", f"{about['tree_mb']:.0f}"]
+        for size, stages in found["corpora"].items()
+        for stage, about in stages.items()
+        if stage != "text_mb"
+    ]
+    return grid(("text, MB", "stage", "seconds", "peak memory of all processes, MB"), rows)
+
+
+def sparse_attention(found: Found) -> str:
+    rows = [
+        [row["encoder"] + " " + row["text"], row["length"], f"{row['precision']}, {row['pass']}",
+         spread(row["gain"]["skipping"]), f"{row['bound_by_time']:.1f}"]
+        for row in found["encoders"]
+    ]  # fmt: skip
+    return grid(("whole encoder", "tokens", "", "times dense", "without attention"), rows)
+
+
+SECTIONS: tuple[tuple[str, str, str, Callable[[Found], str]], ...] = (
+    ("Training speed against Hugging Face's Trainer", "throughput", "benchmarks/throughput.py", throughput),
+    ("Serving", "serving", "benchmarks/serving.py --only table", serving),
+    ("Which sizes the device likes", "staircase", "benchmarks/serving.py --only staircase", staircase),
+    ("Data preparation", "data_preparation", "benchmarks/data_preparation.py", data_preparation),
+    ("Memory of data preparation", "memory", "benchmarks/memory.py", memory),
+    ("Attention that skips, whole encoders", "sparse_attention", "benchmarks/sparse_attention.py", sparse_attention),
+    ("Loss at a fixed wall clock", "time_to_loss", "benchmarks/time_to_loss.py --work DIR", time_to_loss),
+    ("How it scales", "scaling", "benchmarks/scaling.py --part sizes processes data --work DIR", scaling),
+)
+"""Heading, result file (also with `_gpu`), command, renderer."""
+
+
+def markdown(results: Path = RESULTS) -> str:
+    parts = [HEAD]
+    for title, name, command, render in SECTIONS:
+        files = [path for path in (results / f"{name}.json", results / f"{name}_gpu.json") if path.exists()]
+        texts = []
+        for path in files:
+            found = json.loads(path.read_text())
+            texts.append(f"`{path.name}`: {where(found)}\n\n{render(found)}")
+        body = "\n\n".join(texts) or "Not measured yet."
+        parts.append(f"## {title}\n\n`python {command}`\n\n{body}\n")
+    return "\n".join(parts)
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+
+BEGIN, END = "<!-- written by benchmarks/tables.py -->", "<!-- end -->"
+
+
+def faults(page: str, results: Path = RESULTS) -> str:
+    """docs/reliability.md with the table of the last `make torture` between its two marks."""
+    head, rest = page.split(BEGIN, 1)
+    tail = rest.split(END, 1)[1]
+    path, text = results / "reliability.json", "Not measured yet."
+    if path.exists():
+        found = json.loads(path.read_text())
+        rows = [(line["fault"], line["row"], line["tried"], line["survived"], line["lost"]) for line in found["rows"]]
+        text = f"`make torture SEED={found['seed']} MINUTES={found['minutes']:g}`: {where(found)}\n\n"
+        text += grid(("fault", "", "tried", "survived", "lost"), rows)
+    return f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}"
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "benchmarks.md").write_text(markdown())
+    place = ROOT / "docs" / "reliability.md"
+    place.write_text(faults(place.read_text()))
