@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import itertools
 import os
@@ -182,12 +183,20 @@ def start(machine: Machine) -> torch.device:
         import torch.distributed as group
 
         if not group.is_initialized():
-            store, number, size = next(group.rendezvous("env://"))
-            # torchrun's store keeps the addresses of the groups of earlier stages
-            store = group.PrefixStore(f"group-{next(_GROUPS)}", store)
+            store, number, size = _meeting()
+            store = group.PrefixStore(f"group-{next(_GROUPS)}", store)  # it keeps the addresses of earlier groups
             kind = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             group.init_process_group(kind, store=store, rank=number, world_size=size)
     return device
+
+
+@functools.cache
+def _meeting() -> tuple[Any, int, int]:
+    """The launch's store, rank and size, for all groups of this process: a second store on its port could still be
+    rank 0's first one, about to close."""
+    import torch.distributed as group
+
+    return next(group.rendezvous("env://"))
 
 
 def agree(values: Sequence[float]) -> list[float]:

@@ -74,6 +74,22 @@ def assert_equal(one: dict[str, Any], other: dict[str, Any], atol: float) -> Non
         np.testing.assert_allclose(weights, other["weights"][name], rtol=0, atol=atol)
 
 
+def test_stage_after_stage_while_rank_0_is_late(tmp_path: Path):
+    """Rank 1 begins the next group while rank 0 still closes the last one."""
+    code = (
+        "import os, time; from frugalbert import dist; from frugalbert.config import Machine;"
+        "machine = Machine(device='cpu', threads=1); ends = []\n"
+        "for stage in range(4):\n"
+        "    with dist.ranks(machine):\n"
+        "        ends += dist.agree([10.0 * stage + dist.rank()])\n"
+        "        collect = dist.gc.collect\n"
+        "        dist.gc.collect = lambda: dist.is_main() and time.sleep(0.3)\n"
+        "    dist.gc.collect = collect\n"
+        "print(ends)"
+    )
+    assert launch(tmp_path, 2, command=[sys.executable, "-c", code]) == [[1.0, 11.0, 21.0, 31.0]] * 2
+
+
 @pytest.mark.fault("R12")
 def test_two_ranks_equal_one(tmp_path: Path):
     """The same global batches, unequal counts on the ranks, clocks that run at different speeds."""
