@@ -36,7 +36,7 @@ lint: $(STAMP) ## ruff, its formatter and pyright alone
 
 torture: $(STAMP) ## Faults, damage and hostile input at length, to docs/reliability.md: make torture SEED=1 MINUTES=60
 	@$(PIP) -e '.[fuzz]' >> $(LOG) 2>&1 || echo "atheris cannot be installed here: coverage-guided fuzzing is left out"
-	@$(PYTEST) -m "slow or fault" --torture $(SEED) --hypothesis-seed $(SEED) --minutes $(MINUTES) \
+	@$(PYTEST) --dist worksteal -m "slow or fault" --torture $(SEED) --hypothesis-seed $(SEED) --minutes $(MINUTES) \
 	  --faults --faults-json benchmarks/results/reliability.json $(TESTS); \
 	  status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status
 

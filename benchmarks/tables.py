@@ -227,6 +227,9 @@ def faults(page: str, results: Path = RESULTS) -> str:
         rows = [(line["fault"], line["row"], line["tried"], line["survived"], line["lost"]) for line in found["rows"]]
         text = f"`make torture SEED={found['seed']} MINUTES={found['minutes']:g}`: {where(found)}\n\n"
         text += grid(("fault", "", "tried", "survived", "lost"), rows)
+        longest, most = (max(found["rows"], key=lambda line: line[name]) for name in ("longest_s", "most_mb"))
+        text += f"\n\nHostile input took at most {longest['longest_s']:.1f} s a case ({longest['row']}) and "
+        text += f"{most['most_mb']:,} MB ({most['row']}); a case that takes 60 s or 2 GB is lost."
     return f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}"
 
 

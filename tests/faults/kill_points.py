@@ -1,10 +1,10 @@
 """Kill a kind of work at a step or file operation, continue it, compare the end: run as a script.
 
-`python -m tests.faults.kill_points FOLDER SEED '[[WORK, POINTS, SIGNALS], ...]'` prints a line of JSON for each. A
-forked child counts the calls of the hooks, and at one of them it dies of SIGKILL; or the numbers of SIGNALS arrive
-there, one after the other. A second child continues to the end. POINTS are so many drawn from all calls of an
-uninterrupted run, or names of hooks: the middle call of each. The parent imports everything but never runs a backward
-pass: autograd does not survive a fork after one.
+`python -m tests.faults.kill_points FOLDER SEED SECONDS '[[WORK, POINTS, SIGNALS], ...]'` prints a line of JSON for
+each. A forked child counts the calls of the hooks, and at one of them it dies of SIGKILL; or the numbers of SIGNALS
+arrive there, one after the other. A second child continues to the end. POINTS are so many drawn from all calls of an
+uninterrupted run, fewer (LEAST) if SECONDS are over, or names of hooks: the middle call of each. The parent imports
+everything but never runs a backward pass: autograd does not survive a fork after one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import random
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from tests.faults.workloads import WORKLOADS, Workload
 FILE_CALLS: list[tuple[Any, str]] = [
     (os, name) for name in ("fsync", "rename", "replace", "link", "unlink", "write")
 ] + [(shutil, "rmtree")]
+
+LEAST = 40
 
 os.fsync = lambda descriptor: None  # a kill loses nothing that the system has; waiting for the disk would be all we do
 
@@ -132,7 +135,7 @@ class Place:
 
 def chosen_points(calls: list[str], points: str, seed: int) -> list[int]:
     if points.isdigit():
-        return sorted(random.Random(seed).sample(range(1, len(calls) + 1), min(int(points), len(calls))))
+        return random.Random(seed).sample(range(1, len(calls) + 1), min(int(points), len(calls)))
     found = []
     for name in points.split(","):
         places = [number for number, call in enumerate(calls, 1) if call == name]
@@ -140,8 +143,8 @@ def chosen_points(calls: list[str], points: str, seed: int) -> list[int]:
     return found
 
 
-def main(work: str, folder: Path, points: str, seed: int, signals: list[int]) -> dict[str, Any]:
-    place = Place(work, folder)
+def main(work: str, folder: Path, points: str, signals: list[int], seed: int, seconds: float) -> dict[str, Any]:
+    place, started = Place(work, folder), time.monotonic()
     tried, lost = 0, []
     for point in chosen_points(place.calls, points, seed):
         status, same = place.broken(point, signals)
@@ -149,10 +152,12 @@ def main(work: str, folder: Path, points: str, seed: int, signals: list[int]) ->
         tried += 1
         if not same or status not in wanted:
             lost.append([place.calls[point - 1], point, status, same])
+        if tried >= LEAST and time.monotonic() - started > seconds:
+            break
     return {"points": tried, "same": tried - len(lost), "calls": len(place.calls), "lost": lost}
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[1])
-    for number, (work, points, signals) in enumerate(json.loads(sys.argv[3])):
-        print(json.dumps([work, main(work, place / str(number), points, int(sys.argv[2]), signals)]), flush=True)
+    place, seed, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    for number, (work, points, signals) in enumerate(json.loads(sys.argv[4])):
+        print(json.dumps([work, main(work, place / str(number), points, signals, seed, seconds)]), flush=True)

@@ -10,6 +10,8 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +36,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    rows.seed = config.getoption("--torture")
+    rows.seed, rows.minutes = config.getoption("--torture"), config.getoption("--minutes")
     if rows.seed is not None:
         settings.load_profile("torture")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    minutes = item.config.getoption("--minutes")
-    if minutes is not None and time.monotonic() > STARTED + 60 * minutes:
-        pytest.skip(f"the {minutes:g} minutes are over")
+    if rows.minutes is not None and time.monotonic() > STARTED + 60 * rows.minutes:
+        pytest.skip(f"the {rows.minutes:g} minutes are over")
     mark = item.get_closest_marker("fault")
     if mark is not None:
         item.stash[TALLY] = rows.Tally(mark.args[0])
@@ -68,12 +69,15 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         @functools.wraps(inner)
         def counted(*arguments: Any, **named: Any) -> Any:
             examples[0] += 1
-            return inner(*arguments, **named)
+            with tally.bounded():
+                return inner(*arguments, **named)
 
         handle.inner_test = counted
+    whole = handle is None and "case" not in getattr(item, "fixturenames", ())
     lost = 1
     try:
-        result = yield
+        with tally.bounded() if whole else nullcontext():
+            result = yield
         lost = 0
         return result
     except pytest.skip.Exception:
@@ -88,20 +92,19 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
             tally.add(count, max(0, count - lost))
         elif lost and tally.tried == tally.survived:
             tally.add(1, 0)  # what failed lay outside the cases
-        item.user_properties.append(("fault", (tally.row, tally.tried, tally.survived, tally.skipped)))
+        item.user_properties.append(("fault", asdict(tally)))
 
 
 def _faults(config: pytest.Config) -> list[dict[str, Any]]:
     reports = config.pluginmanager.get_plugin("terminalreporter").stats
-    entries = [
-        value
+    return rows.table(
+        rows.Tally(**value)
         for kind in ("passed", "failed", "skipped")
         for report in reports.get(kind, [])
         if report.when == "call"
         for name, value in report.user_properties
         if name == "fault"
-    ]
-    return rows.table(entries)
+    )
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -109,11 +112,18 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     terminalreporter.section("fault · tried · survived · lost")
     found = _faults(config)
+    hostile = [line for line in found if line["longest_s"]]
     for line in found:
         short = f"   (mark: {line['least']})" if line["tried"] < line["least"] else ""
         short += " not possible here" if line["skipped"] else ""
         terminalreporter.line(
             f"{line['row']:>4} {line['tried']:6} {line['survived']:6} {line['lost']:4}  {line['fault']}{short}"
+        )
+    if hostile:
+        longest, most = (max(hostile, key=lambda line: line[name]) for name in ("longest_s", "most_mb"))
+        terminalreporter.line(
+            f"hostile input took at most {longest['longest_s']:.1f} s a case ({longest['row']}) and "
+            f"{most['most_mb']:,} MB ({most['row']})"
         )
     if config.getoption("--faults-json"):
         environment = benchmark("throughput").environment()

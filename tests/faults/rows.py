@@ -2,14 +2,19 @@
 
 A test belongs to a row by `@pytest.mark.fault("R5")`: it is one case, and every example of a hypothesis test is one.
 With the fixture `case` it counts its cases itself: `with case(): ...` is one, survived if nothing is raised. A row that
-was tried less often than its mark fails `pytest --faults`; so does a row that lost a case, by the test that lost it.
+was tried less often than its mark fails `pytest --faults`; so does a row that lost a case, by the test that lost it. A
+case of hostile input is lost, too, if it takes more time or memory than it may.
 """
 
 from __future__ import annotations
 
+import resource
+import sys
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 ROWS: dict[str, tuple[str, int]] = {
@@ -54,6 +59,8 @@ ROWS: dict[str, tuple[str, int]] = {
 
 seed: int | None = None
 """Of `make torture`; None in `make test`."""
+minutes: float | None = None
+"""How long that may last."""
 
 
 def often(quick: int, long: int) -> int:
@@ -67,19 +74,69 @@ def chance() -> int:
 
 
 @dataclass
+class Cost:
+    """Of one case: seconds, and bytes of this process beyond those it had."""
+
+    seconds: float = 0.0
+    memory: int = 0
+
+
+MOST = Cost(60.0, 2 << 30)
+"""Of any case of hostile input."""
+
+
+@contextmanager
+def within(most: Cost) -> Iterator[Cost]:
+    """What is done takes at most `most`; AssertionError if not. What it took is known at the end."""
+    took, before, started = Cost(), _memory("VmRSS"), time.monotonic()
+    _forget_peak()
+    yield took
+    took.seconds, took.memory = time.monotonic() - started, max(0, _memory("VmHWM") - before)
+    assert took.seconds <= most.seconds, f"took {took.seconds:.1f} s; at most {most.seconds:g} are due"
+    assert took.memory <= most.memory, f"took {took.memory >> 20:,} MB; at most {most.memory >> 20:,} are due"
+
+
+def _memory(name: str) -> int:
+    """Bytes in memory now (VmRSS) or at most since `_forget_peak` (VmHWM); elsewhere the most there ever was."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _forget_peak() -> None:
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+@dataclass
 class Tally:
-    """Cases of one test."""
+    """Cases of one test, or of one row."""
 
     row: str
     tried: int = 0
     survived: int = 0
     skipped: bool = False
+    longest: float = 0.0  # seconds of a case, and the most bytes of one; of hostile input alone
+    most: int = 0
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         self.tried += 1
-        yield
+        with self.bounded():
+            yield
         self.survived += 1
+
+    @contextmanager
+    def bounded(self) -> Iterator[None]:
+        """One case in its bounds, if its input is hostile."""
+        if not (self.row.startswith("S") or self.row == "R22"):
+            yield
+            return
+        with within(MOST) as took:
+            yield
+        self.longest, self.most = max(self.longest, took.seconds), max(self.most, took.memory)
 
     def add(self, tried: int, survived: int) -> None:
         """Cases that another process counted."""
@@ -87,14 +144,16 @@ class Tally:
         self.survived += survived
 
 
-def table(entries: Iterable[tuple[str, int, int, bool]]) -> list[dict[str, Any]]:
-    """A line for each row, tried or not, of (row, tried, survived, skipped) of each test."""
+def table(tallies: Iterable[Tally]) -> list[dict[str, Any]]:
+    """A line for each row, tried or not, of all tests."""
     found = {row: Tally(row) for row in ROWS}
-    for row, tried, survived, skipped in entries:
-        found[row].add(tried, survived)
-        found[row].skipped |= skipped
+    for tally in tallies:
+        one = found[tally.row]
+        one.add(tally.tried, tally.survived)
+        one.skipped |= tally.skipped
+        one.longest, one.most = max(one.longest, tally.longest), max(one.most, tally.most)
     return [
         {"row": row, "fault": fault, "tried": one.tried, "survived": one.survived, "lost": one.tried - one.survived,
-         "least": least, "skipped": one.skipped}
+         "least": least, "skipped": one.skipped, "longest_s": round(one.longest, 2), "most_mb": one.most >> 20}
         for (row, (fault, least)), one in zip(ROWS.items(), found.values(), strict=True)
     ]  # fmt: skip

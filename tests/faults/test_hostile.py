@@ -6,14 +6,11 @@ import io
 import json
 import os
 import pickle
-import resource
 import shutil
 import struct
-import sys
-import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +30,7 @@ from frugalbert.measure.encoder import Encoder
 from frugalbert.measure.session import open_session
 from frugalbert.train import checkpoint
 from tests.data.small_shards import random_documents, write_shards
+from tests.faults import rows
 from tests.finetune.conftest import make_tiny, sentences
 from tests.test_yamlfile import MINIMAL
 
@@ -167,15 +165,7 @@ def test_code_beside_a_model_is_not_run(way: str, model: Path, tmp_path: Path):
 # ---- sizes that are not there ----------------------------------------------------------------------------------------
 
 
-@contextmanager
-def modest() -> Iterator[None]:
-    """At most 512 MB more than before, and 5 seconds."""
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-    yield
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown < 512 * (1 << (20 if sys.platform == "darwin" else 10))
-    assert time.process_time() > 0
-    assert time.monotonic() - start < 60  # 5 s on an idle core; other work must not fail a test
+MODEST = rows.Cost(60.0, 512 << 20)  # 5 s on an idle core; other work must not fail a test
 
 
 def safetensors_file(header: dict[str, Any] | bytes, data: bytes = b"", told: int | None = None) -> bytes:
@@ -205,7 +195,7 @@ LYING_WEIGHTS = {
 def test_weights_that_lie(name: str, model: Path, tmp_path: Path):
     shutil.copytree(model, tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").write_bytes(LYING_WEIGHTS[name])
-    with modest(), pytest.raises(ValueError, match="model") as error:
+    with rows.within(MODEST), pytest.raises(ValueError, match="model") as error:
         models.load_model(tmp_path / "model")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 600
@@ -219,7 +209,7 @@ def test_a_configuration_that_lies(change: dict[str, int], model: Path, tmp_path
     shutil.copytree(model, tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps(config | change))
-    with modest(), pytest.raises(ValueError, match="model") as error:
+    with rows.within(MODEST), pytest.raises(ValueError, match="model") as error:
         models.load_model(tmp_path / "model")
     assert "\n" not in str(error.value)
 
@@ -237,7 +227,7 @@ def test_a_graph_whose_data_lie_elsewhere(place: str, tmp_path: Path):
     node = onnx.helper.make_node("Identity", ["weight"], ["out"])
     graph = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [out], [weight]))
     (tmp_path / "model" / "model.onnx").write_bytes(graph.SerializeToString())
-    with modest(), pytest.raises(ValueError, match="no ONNX file that can run") as error:
+    with rows.within(MODEST), pytest.raises(ValueError, match="no ONNX file that can run") as error:
         open_session(tmp_path / "model" / "model.onnx")
     assert "\n" not in str(error.value)
 

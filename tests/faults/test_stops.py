@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import rows
-from tests.faults.test_kills import kill_points, survived
+from tests.faults.test_kills import kill_points, survived, together
 
 WORK = {"corpus": 40, "shards": 40, "pairs": 40, "search": 40, "fine-tuning": 24, "agora": 6}
 """How many of all points in `make test`."""
@@ -16,8 +16,9 @@ WHERE = {"adamw": "accumulate,whole_weights,_validation", "pretraining": "settle
 
 
 @pytest.mark.fault("R1")
-def test_killed_anywhere_it_ends_the_same(root: Path, tmp_path: Path, case: rows.Tally):
-    survived(kill_points(root, tmp_path, [(work, rows.often(points, 400), []) for work, points in WORK.items()]), case)
+@pytest.mark.parametrize("kinds", together(WORK), ids=lambda kinds: "-".join(kinds))
+def test_killed_anywhere_it_ends_the_same(kinds: dict[str, int], root: Path, tmp_path: Path, case: rows.Tally):
+    survived(kill_points(root, tmp_path, [(work, points, []) for work, points in kinds.items()]), case)
 
 
 @pytest.mark.fault("R3")
