@@ -13,7 +13,8 @@ is taken after the clock.
                 size, for enough updates: our size in its family, and a batch that leaves thousands of updates
   ours          the toolkit's recipe; `ours-X` is without one part, `ours+X` with one more (the table is below)
   run_mlm-bert-base   run_mlm as documented with its true default model, only when it is asked for
-Every finished run is in a journal below --work and is not done again, so a study may be spread over days.
+Every finished run is in a journal, by default the committed one, and is not done again, so a study may be spread over
+days and machines of one kind: a run is known by its settings, its token rows and the name of the processor.
 
   python benchmarks/time_to_loss.py --work DIR                       # 20 minutes, 3 seeds, all arms
   python benchmarks/time_to_loss.py --work DIR --arms ours run_mlm-best --seeds 1
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -34,14 +36,16 @@ from pathlib import Path
 from typing import Any
 
 from evidence import DATA, ROOT, interval
-from time_to_loss_arm import TASKS, scores
+from time_to_loss_arm import LENGTH, TASKS, scores
 
 from frugalbert import dist, run, stages
 from frugalbert.config import Machine
+from frugalbert.data.rows import ShardSet
 from frugalbert.fanout import Journal
 from frugalbert.finetune.metrics import summary
 from frugalbert.yamlfile import load
 
+RESULTS = ROOT / "benchmarks" / "results"
 ARM = Path(__file__).with_name("time_to_loss_arm.py")
 SIZES: dict[str, dict[str, Any]] = {
     "cpu": {"family": "4x256 heads=4", "ffn": (640, 1024), "batch": 32, "24hbert": 32, "trials": (16, (4, 8, 32))},
@@ -124,17 +128,18 @@ def parse() -> argparse.Namespace:
     device = dist.pick_device(Machine()).type
     arms = ["run_mlm", BEST, *ours(device)]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "time-to-loss", help="journal, data and models")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "time-to-loss", help="data and models")
+    parser.add_argument("--journal", type=Path, default=RESULTS / "time_to_loss.jsonl", help="what is finished")
     parser.add_argument("--minutes", type=float, default=20.0, help="of the clock")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", nargs="+", choices=[*arms, "run_mlm-bert-base"], default=arms, metavar="ARM")
-    parser.add_argument("--trial-share", type=float, default=0.15, help="of the clock, for each trial of run_mlm-best")
+    parser.add_argument("--trial-share", type=float, default=0.5, help="of the clock, for each trial of run_mlm-best")
     sources = [str(DATA / f"enwiki2015-{part}.txt.xz") for part in ("AA", "AB")]
     parser.add_argument("--sources", nargs="+", default=sources, help="text, for the first call")
     parser.add_argument("--max-documents", type=int, default=None, help="of each source, for a rehearsal")
     parser.add_argument("--downstream", action="store_true", help="also " + ", ".join(TASKS) + " of finished models")
     parser.add_argument("--report", action="store_true", help="nothing is run: write what is there")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "time_to_loss.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "time_to_loss.json")
     options = parser.parse_args()
     options.work, options.device = options.work.resolve(), device
     return options
@@ -145,7 +150,9 @@ def main() -> None:
     run.catch_signals()
     try:
         options.work.mkdir(parents=True, exist_ok=True)
-        with run.Lock(options.work), Journal(options.work / "journal.jsonl") as book:
+        with run.Lock(options.work), Journal(options.journal) as book:
+            if not options.report:
+                prepare(options)
             found = study(options, Study(options, book))
     except run.Stopped as stop:
         sys.exit(f"{stop}; what is finished is kept, the same command goes on")
@@ -161,11 +168,9 @@ def main() -> None:
 
 def study(options: argparse.Namespace, known: Study) -> dict[str, Any]:
     """All that is not finished yet, unless only a report is asked for; then what is."""
-    if not options.report:
-        prepare(options)
-        for task in known.tasks():
-            known.result(task)
-        for task in known.tasks() if options.downstream else []:
+    for task in known.tasks() if not options.report else []:
+        known.result(task)
+        if options.downstream:
             known.worth(task)
     return summed_up(known)
 
@@ -185,6 +190,9 @@ class Study:
     def __init__(self, options: argparse.Namespace, book: Journal) -> None:
         self.options, self.book = options, book
         self.known: dict[str, Any] = {entry["key"]: entry["result"] for entry in book.entries}
+        self.rows = next((entry["task"]["rows"] for entry in book.entries), None)
+        if (place := options.work / "data" / "shards").exists():
+            self.rows = ShardSet.open(place, LENGTH, verify=False).identity[:12]
         self.machine = dist.processor_name()
         if options.device == "cuda":
             import torch
@@ -208,7 +216,7 @@ class Study:
 
     def task(self, arm: str, seed: int, minutes: float, part: dict[str, Any]) -> dict[str, Any]:
         named = {"arm": arm, "seed": seed, "minutes": minutes, **part}
-        return named | {"device": self.options.device, "machine": self.machine}
+        return named | {"device": self.options.device, "machine": self.machine, "rows": self.rows}
 
     def trial(self, **values: Any) -> dict[str, Any]:
         """A short run of run_mlm-best."""
@@ -259,8 +267,8 @@ class Study:
     def worth(self, task: dict[str, Any]) -> dict[str, Any] | None:
         """BLiMP and GLUE scores of a finished run's model, from the journal or done now; None for other arms."""
         key = run.fingerprint([task, TASKS])
-        if task["arm"] not in DOWNSTREAM or run.fingerprint(task) not in self.known:
-            return None
+        if task["arm"] not in DOWNSTREAM or not (self.folder(task) / "pretrain" / "model").exists():
+            return self.known.get(key)  # models stay on the machine that trained them
         if key not in self.known and not self.options.report:
             self.known[key] = scores(self.folder(task), self.options.device)
             self.book.append({"key": key, "task": task, "result": self.known[key]})
@@ -313,8 +321,7 @@ def summed_up(study: Study) -> dict[str, Any]:
     """Per arm: seeds, losses, their interval and that of the differences from `ours` with the same seeds."""
     options = study.options
     arms: dict[str, dict[str, Any]] = {}
-    kept = ("loss", "accuracy", "tokens", "steps", "tokens_per_second", "seconds", "curve", "rate_left", "speed",
-            "cost_seconds")  # fmt: skip
+    kept = "loss accuracy tokens steps tokens_per_second seconds curve rate_left speed cost_seconds".split()
     for task in study.tasks():
         found = study.known.get(run.fingerprint(task))
         if found is None:
@@ -327,7 +334,10 @@ def summed_up(study: Study) -> dict[str, Any]:
     for arm in arms.values():
         losses = [entry["loss"] for entry in arm["runs"]]
         mean, _, ends = summary(losses)
-        arm["loss"] = {"mean": round(mean, 4), "interval": rounded(ends)}
+        arm["loss"] = {
+            "mean": round(mean, 4),
+            "interval": None if math.isnan(ends[0]) else [round(end, 4) for end in ends],
+        }
         pairs = [(entry["loss"], base[entry["seed"]]) for entry in arm["runs"] if entry["seed"] in base]
         if len(pairs) > 1:
             arm["minus_ours"] = interval(*zip(*pairs, strict=True))
@@ -342,10 +352,6 @@ def summed_up(study: Study) -> dict[str, Any]:
             "machine": study.machine, "trials": trials, "arms": arms}  # fmt: skip
 
 
-def rounded(ends: tuple[float, float]) -> list[float] | None:
-    return None if ends[0] != ends[0] else [round(end, 4) for end in ends]
-
-
 def table(found: dict[str, Any]) -> str:
     """A Markdown table, the lowest loss first."""
     lines = [
@@ -354,9 +360,7 @@ def table(found: dict[str, Any]) -> str:
     lines.append("|---" * 7 + "|")
     for name, arm in sorted(found["arms"].items(), key=lambda item: item[1]["loss"]["mean"]):
         runs = arm["runs"]
-        tokens, steps, seconds = (
-            sum(entry[key] for entry in runs) / len(runs) for key in ("tokens", "steps", "seconds")
-        )
+        tokens, steps, seconds = (sum(one[key] for one in runs) / len(runs) for key in ("tokens", "steps", "seconds"))
         ends, minus = arm["loss"]["interval"], arm.get("minus_ours", {})
         loss = f"{arm['loss']['mean']:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
         gain = f"{minus['mean']:+.3f}" if minus and name != "ours" else ""

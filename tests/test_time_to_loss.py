@@ -190,7 +190,6 @@ def pretend(calls: list[dict[str, Any]]) -> Any:
 
 
 def test_a_study_that_was_interrupted_goes_on(race, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(race, "prepare", lambda options: None)
     calls: list[dict[str, Any]] = []
     work = pretend(calls)
 
