@@ -122,7 +122,7 @@ def arguments(task: dict[str, Any], out: Path) -> Any:
 
 def with_trainer(task: dict[str, Any], out: Path, started: float) -> dict[str, Any]:
     """run_mlm after its tokenising: model, collator, Trainer; ended by the clock if its steps do not end before."""
-    from trainer_arms import stock_bert
+    from trainer_arms import stock
     from transformers import DataCollatorForLanguageModeling, Trainer, set_seed
 
     from frugalbert.data import tokenizer as tokenizers
@@ -132,7 +132,7 @@ def with_trainer(task: dict[str, Any], out: Path, started: float) -> dict[str, A
     set_seed(task["seed"])
     names = tokenizers.load(data / "tokenizer")
     rows = full_rows(data / "shards", told["length"])
-    model = stock_bert(told["arch"], Vocabulary.from_tokenizer(names).size, told["dropout"])
+    model = stock(told["arch"], Vocabulary.from_tokenizer(names).size, told["dropout"])
     watch = keeper(task, out / "pretrain", started, model)
     trainer = Trainer(
         model=model, args=arguments(task, out), train_dataset=rows, callbacks=[watch],  # type: ignore[arg-type]

@@ -18,13 +18,20 @@ BATCHES = {"cpu": (8, 16, 32, 64), "cuda": (64, 256, 1024)}
 SPECIAL = {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103, "all": [0, 100, 101, 102, 103]}
 
 
-def stock_bert(arch: str, vocab_size: int, dropout: float) -> Any:
-    """BertForMaskedLM of an architecture of family bert, with the weights of Hugging Face's own initialisation."""
+def stock(arch: str, vocab_size: int, dropout: float) -> Any:
+    """BertForMaskedLM or ModernBertForMaskedLM of an architecture of family bert or modern, with the weights of Hugging
+    Face's own initialisation. Dropout is BERT's."""
     from transformers import BertConfig, BertForMaskedLM
 
     from frugalbert.model.arch import Arch
+    from frugalbert.model.configuration import FrugalConfig
+    from frugalbert.model.interop import to_stock
+    from frugalbert.model.modeling import FrugalForMaskedLM
 
     sizes = Arch.parse(arch)
+    if sizes.family == "modern":
+        same = to_stock(FrugalForMaskedLM(FrugalConfig.from_arch(sizes, vocab_size, SPECIAL["pad"], 0.0)))
+        return type(same)(same.config)
     config = BertConfig(
         vocab_size=vocab_size, hidden_size=sizes.hidden, num_hidden_layers=len(sizes.layers),
         num_attention_heads=sizes.layers[0].heads, intermediate_size=sizes.layers[0].ffn,
@@ -32,19 +39,6 @@ def stock_bert(arch: str, vocab_size: int, dropout: float) -> Any:
         attn_implementation="sdpa",
     )  # fmt: skip
     return BertForMaskedLM(config)
-
-
-def model(options: Namespace, dropout: bool) -> Any:
-    """transformers' own class of the architecture, with random weights."""
-    from frugalbert.model.arch import Arch
-    from frugalbert.model.configuration import FrugalConfig
-    from frugalbert.model.interop import to_stock
-    from frugalbert.model.modeling import FrugalForMaskedLM
-
-    arch = Arch.parse(options.arch)
-    if arch.family == "bert":
-        return stock_bert(options.arch, options.vocab_size, 0.1 if dropout else 0.0).train()
-    return to_stock(FrugalForMaskedLM(FrugalConfig.from_arch(arch, options.vocab_size, SPECIAL["pad"], 0.0))).train()
 
 
 def data(options: Namespace, folder: Path) -> tuple[Any, Any]:
@@ -81,8 +75,8 @@ def train(options: Namespace, folder: Path, arm: str, settings: dict[str, Any], 
         report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, dataloader_drop_last=True,
     )  # fmt: skip
     Trainer(
-        model=model(options, not best), args=arguments, train_dataset=rows, data_collator=collator,
-        callbacks=[Watch()],
+        model=stock(options.arch, options.vocab_size, 0.0 if best else 0.1).train(), args=arguments,
+        train_dataset=rows, data_collator=collator, callbacks=[Watch()],
     ).train()  # fmt: skip
 
 

@@ -190,18 +190,25 @@ def _pool(
 
     A task that keeps killing its worker is found by running the suspects alone; the others are finished first.
     """
-    queue, deadly = deque(todo), list[Task]()
+    queue, deadly, broken = deque(todo), list[Task](), 0
     breaks: Counter[str] = Counter()
+    begun = multiprocessing.get_context("spawn").Value("b", 0, lock=False)  # a lock could be taken away by a dead one
     while queue:
         suspects = [entry for entry in queue if breaks[entry[0]] >= BREAKS]
         alone = len(suspects) == len(queue)
         part = deque(suspects[:1] if alone else [entry for entry in queue if breaks[entry[0]] < BREAKS])
         rest = [entry for entry in queue if entry not in part]
         try:
-            with _processes(1 if alone else min(workers, len(part))) as executor:
+            with _processes(1 if alone else min(workers, len(part)), begun) as executor:
                 yield from _drain(function, part, executor, 1 if alone else workers, tick)
         except BrokenExecutor:
             check_stop()  # a signal to the whole process group is no breakdown
+            broken += 1
+            if broken > BREAKS and not begun.value:
+                raise ValueError(
+                    "worker processes end before they begin: each reads the program's main script first; if that is "
+                    'yours, call frugalbert below `if __name__ == "__main__":`, or write machine.workers: 1'
+                ) from None
             if alone:
                 deadly.append(part.popleft()[1])
             breaks.update(key for key, _ in list(part)[: 2 * workers])
@@ -219,12 +226,14 @@ def _short(task: Task) -> str:
 
 
 @contextlib.contextmanager
-def _processes(count: int) -> Iterator[Executor]:
-    """A process pool whose processes are gone when the block ends: at once, whatever they are doing."""
+def _processes(count: int, begun: Any) -> Iterator[Executor]:
+    """A process pool whose processes are gone when the block ends: at once, whatever they are doing. `begun` becomes 1
+    with the first that works."""
     from concurrent.futures import ProcessPoolExecutor
 
     before = set(multiprocessing.active_children())
-    executor = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_be_a_worker)
+    spawn = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(count, spawn, initializer=_be_a_worker, initargs=(begun,))
     try:
         yield executor
     finally:
@@ -235,8 +244,9 @@ def _processes(count: int) -> Iterator[Executor]:
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _be_a_worker() -> None:
+def _be_a_worker(begun: Any) -> None:
     """Leave signals to the driver, which ends its workers itself; die if the driver is gone."""
+    begun.value = 1
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

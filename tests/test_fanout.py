@@ -161,6 +161,31 @@ def test_an_error_of_a_task_is_the_users_error(tmp_path, workers):
         run_tasks(fail, tasks(tmp_path, 4), journal=tmp_path / "j", workers=workers)
 
 
+UNGUARDED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from frugalbert import fanout
+from tests.test_fanout import square, tasks
+folder = Path(sys.argv[1])
+try:
+    fanout.run_tasks(square, tasks(folder, 4), journal=folder / str(len(list(folder.iterdir()))), workers=2)
+except ValueError as error:
+    print("said:", error)
+"""
+
+
+def test_a_script_whose_workers_cannot_begin(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED.format(root=str(Path(__file__).parents[1])))
+    done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=120)
+    said = [line for line in done.stdout.splitlines() if line.startswith("said")]
+    assert len(said) == 1
+    assert "worker processes end before they begin" in said[0]
+    assert 'call frugalbert below `if __name__ == "__main__":`' in said[0]
+    assert not (tmp_path / "log").exists()
+
+
 DRIVER = """
 import sys
 from pathlib import Path
