@@ -144,15 +144,15 @@ class _WordPredictor(FrugalPreTrainedModel):
         self.decoder = new_embeddings
 
     def predict(
-        self, x_BTD: Tensor, labels: Tensor | None, masked_positions: Tensor | None
-    ) -> tuple[Tensor | None, Tensor]:
+        self, x_BTD: Tensor, labels: Tensor | None, masked_positions: Tensor | None, loss_only: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Loss, if there are labels, and scores of words, at the masked positions or everywhere."""
         x = x_BTD if masked_positions is None else x_BTD.flatten(0, 1).index_select(0, masked_positions)
         x = self.head(x)
         if labels is None:
             return None, self.decoder(x)
-        loss, logits = masked_loss(x.flatten(0, -2), self.decoder, labels.flatten())
-        return loss, logits.view(*x.shape[:-1], -1)
+        loss, logits = masked_loss(x.flatten(0, -2), self.decoder, labels.flatten(), loss_only)
+        return loss, None if logits is None else logits.view(*x.shape[:-1], -1)
 
 
 class FrugalForMaskedLM(_WordPredictor):
@@ -173,13 +173,15 @@ class FrugalForMaskedLM(_WordPredictor):
         position_ids: Tensor | None = None,
         labels: Tensor | None = None,
         masked_positions: Tensor | None = None,
+        loss_only: bool = False,
         **inputs: Any,
     ) -> MaskedLMOutput:
         """With masked_positions (P,), indices into the flattened (B*T): logits (P, V), labels (P,). Without: logits
         (B, T, V), labels (B, T). Labels -100 do not count; the loss is a mean over the others. With labels, take
-        gradients from the loss, not from the logits. `inputs`: the encoder's document_ids, output_hidden_states."""
+        gradients from the loss, not from the logits; with `loss_only` there are none, which saves their memory.
+        `inputs`: the encoder's document_ids, output_hidden_states."""
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, return_dict=True, **inputs)
-        loss, logits = self.predict(outputs.last_hidden_state, labels, masked_positions)
+        loss, logits = self.predict(outputs.last_hidden_state, labels, masked_positions, loss_only)
         return MaskedLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 
@@ -212,13 +214,14 @@ class FrugalForPairs(_WordPredictor):
         labels: Tensor | None = None,
         masked_positions: Tensor | None = None,
         pair_labels: Tensor | None = None,
+        loss_only: bool = False,
         **inputs: Any,
     ) -> PairsOutput:
         """As FrugalForMaskedLM; pair_labels (B,), 1 = random or swapped. pair_logits (B, 2) come from the pooler, in
         `modern` from the first token through the prediction head."""
         outputs = self.model(input_ids, attention_mask, token_type_ids, return_dict=True, **inputs)
         x_BTD, pooled_BD = outputs.last_hidden_state, outputs.pooler_output
-        masked, logits = self.predict(x_BTD, labels, masked_positions)
+        masked, logits = self.predict(x_BTD, labels, masked_positions, loss_only)
         pair_logits_B2 = self.pair(self.head(x_BTD[:, 0]) if pooled_BD is None else pooled_BD)
         pair = None if pair_labels is None else label_loss(pair_logits_B2, pair_labels)
         losses = [loss for loss in (masked, pair) if loss is not None]

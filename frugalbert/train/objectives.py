@@ -42,12 +42,13 @@ class MaskedLM:
     isolate: bool
     pair_weight: float = 0.0
 
-    def _call(self, model: nn.Module, batch: Batch) -> Any:
+    def _call(self, model: nn.Module, batch: Batch, *, loss_only: bool = False) -> Any:
         pairs = {"pair_labels": batch.pair_labels} if self.pair_weight else {}
         return model(
             input_ids=batch.input_ids,
             masked_positions=batch.masked_positions,
             labels=batch.labels,
+            loss_only=loss_only,
             **pairs,
             **encoder_inputs(batch, isolate=self.isolate),
         )
@@ -55,13 +56,13 @@ class MaskedLM:
     def __call__(self, model: nn.Module, micro: Micro, progress: float) -> dict[str, Tensor]:
         if not self.pair_weight:
             return {"loss": self.loss(model, micro.batch) * micro.masked_share}
-        output = self._call(model, micro.batch)
+        output = self._call(model, micro.batch, loss_only=True)
         masked, pair = output.masked_loss * micro.masked_share, output.pair_loss * micro.row_share
         return {"loss": masked + self.pair_weight * pair, "masked_loss": masked, "pair_loss": pair}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy at the masked positions."""
-        return self._call(model, batch).loss
+        return self._call(model, batch, loss_only=True).loss
 
     def score(self, model: nn.Module, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Cross-entropy and accuracy at the masked positions, and of the pairs."""

@@ -192,7 +192,7 @@ class Distilled:
         network = model.network
         x = network.head(last_BTD.flatten(0, 1).index_select(0, batch.masked_positions))
         if lesson.wanted is None:
-            loss = masked_loss(x, network.decoder, batch.labels)[0]
+            loss = masked_loss(x, network.decoder, batch.labels, loss_only=True)[0]
             return {"loss_of_words": self.section.mlm * loss, "text_loss": loss}
         loss, hard, soft, _ = distill.distilled_loss(
             x, network.decoder, batch.labels, lesson.wanted, (self.section.mlm, self.section.logits),

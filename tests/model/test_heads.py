@@ -53,25 +53,32 @@ def test_sparse_is_dense(line: str, kind: torch.dtype, monkeypatch):
     assert all((gradient != 0).any() for gradient in expected)
 
 
-def test_the_fused_loss_has_the_gradient_it_claims(monkeypatch):
+@pytest.mark.parametrize("device, loss_only", [("cpu", False), ("cpu", True), ("a GPU's pieces", True)])
+def test_the_fused_loss_has_the_gradient_it_claims(monkeypatch, device: str, loss_only: bool):
     monkeypatch.setattr(losses, "CHUNK", 14)
     decoder = nn.Linear(3, 7).double()
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    if device != "cpu":
+        monkeypatch.setattr(losses, "on_cpu", lambda x: False)
+        monkeypatch.setattr(losses, "PRODUCT", 14)
     labels, count = torch.tensor([0, 6, IGNORED, 3, 3]), torch.tensor(4)
 
     def loss(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return _FusedCrossEntropy.apply(x, weight, bias, labels, count)[0]
+        return _FusedCrossEntropy.apply(x, weight, bias, labels, count, loss_only)[0]
 
     assert torch.autograd.gradcheck(loss, (x, decoder.weight, decoder.bias), check_undefined_grad=False)
-    value, _ = masked_loss(x, decoder, labels)
+    value, scores = masked_loss(x, decoder, labels, loss_only)
+    assert torch.allclose(value, nn.functional.cross_entropy(decoder(x), labels, ignore_index=IGNORED), atol=1e-14)
     (3 * value).backward(retain_graph=True)
     three = x.grad.clone()
     x.grad = None
     value.backward()
     assert torch.allclose(three, 3 * x.grad, atol=1e-14)
-    frozen, scores = masked_loss(x.detach(), nn.Linear(3, 7).double().requires_grad_(False), labels)
+    assert (scores is None) == loss_only
+    assert loss_only or torch.allclose(scores, decoder(x), atol=1e-14)
+    frozen, scores = masked_loss(x.detach(), nn.Linear(3, 7).double().requires_grad_(False), labels, loss_only)
     assert not frozen.requires_grad
-    assert not scores.requires_grad
+    assert scores is None or not scores.requires_grad
 
 
 def test_no_labels_no_loss():
