@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -156,6 +157,33 @@ def test_a_driver_that_dies_continues_and_ends_the_same(method, stop_after, tmp_
     assert found == sweep.run(section, BASE, (0, 1), 1000, Asked())
     lines = (tmp_path / "log").read_text().splitlines()
     assert len(lines) == len(set(lines)) == found.num_trials
+
+
+@contextlib.contextmanager
+def four_dask_workers():
+    distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
+    settings = {"processes": True, "n_workers": 4, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(host="127.0.0.1", **settings) as found:
+        yield found.scheduler_address
+
+
+@pytest.mark.fault("R16")
+@pytest.mark.parametrize("place", [contextlib.nullcontext, four_dask_workers], ids=["pool", "dask"])
+def test_four_workers_try_two_hundred_settings_once_each(place, tmp_path: Path, case):
+    section = sweeping(method="random", learning_rate="1e-6..1e-2", trials=200)
+
+    def evaluate(pairs):
+        work = [{"setting": setting, "seed": seed, "log": str(tmp_path / "log")} for setting, seed in pairs]
+        return fanout.run_tasks(train, work, journal=tmp_path / "journal", workers=4, scheduler=scheduler)
+
+    with place() as scheduler:
+        found = sweep.run(section, BASE, (0,), 1000, evaluate)
+    assert found == sweep.run(section, BASE, (0,), 1000, Asked())
+    lines = (tmp_path / "log").read_text().splitlines()
+    for row in found.rows:
+        with case():
+            assert sum(json.loads(line)[0] == row["setting"] for line in lines) == 1
+    assert len(lines) == len(found.rows) == 200
 
 
 # ---- choice ---------------------------------------------------------------------------------------------------------
