@@ -168,15 +168,29 @@ class _Split(_Part):
     fill: float
 
 
+class _Set(_Part):
+    train: _Split
+    held_out: _Split
+
+
+class _Special(_Part):
+    cls: int
+    sep: int
+    pad: int
+    mask: int
+    unk: int
+    all: list[int]
+
+
 class _Index(_Part):
     """What is relied on in an index whose checksum is right."""
 
     dtype: Literal["uint16", "uint32"]
     vocab_size: int = Field(gt=0)
-    special: dict[str, int | list[int]]
+    special: _Special
     tokenizer_sha256: str
     pairs: str = "none"
-    sets: dict[str, dict[str, _Split]]
+    sets: dict[str, _Set]
 
 
 def index_checksum(index: dict[str, Any]) -> str:

@@ -102,6 +102,8 @@ def test_every_mutation_is_detected_and_the_file_named(directory, case):
             "append": whole + generator.randbytes(generator.randrange(1, 70)),
             "zeros": whole[:place] + bytes(len(whole) - place),
         }.get(kind)
+        if mutated == whole:  # zeros at its end by nature
+            continue
         path.unlink() if mutated is None else path.write_bytes(mutated)
         try:
             opened = ShardSet.open(directory, 32)

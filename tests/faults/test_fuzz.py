@@ -35,6 +35,7 @@ def one_sentence(error: Exception) -> None:
     assert len(str(error)) < 1000
 
 
+@pytest.mark.fault("S5")
 @FEW
 @given(st.integers(0, len(LINE)), st.integers(0, 6), st.text("0123456789x=: modernbert,-[]()heads\n\t-٣", max_size=8))
 def test_lines_of_architectures(place: int, length: int, new: str):
@@ -46,6 +47,7 @@ def test_lines_of_architectures(place: int, length: int, new: str):
         assert Arch.parse(str(arch)) == arch
 
 
+@pytest.mark.fault("S5")
 @FEW
 @given(st.sampled_from([*SPACE, "mixed", "max_length", "other"]), JSON)
 def test_spaces(key: str, value: Any):
@@ -85,6 +87,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.fault("R6")
 @FEW
 @given(st.integers(0, 2**32 - 1), JSON)
 def test_an_index_with_a_right_checksum(shards: Path, tmp_path: Path, seed: int, value: Any):
