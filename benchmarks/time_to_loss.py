@@ -44,6 +44,7 @@ from frugalbert.config import Machine
 from frugalbert.data.rows import ShardSet
 from frugalbert.fanout import Journal
 from frugalbert.finetune.metrics import summary
+from frugalbert.lock import Lock
 from frugalbert.yamlfile import load
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -151,7 +152,7 @@ def main() -> None:
     run.catch_signals()
     try:
         options.work.mkdir(parents=True, exist_ok=True)
-        with run.Lock(options.work), Journal(options.journal) as book:
+        with Lock(options.work), Journal(options.journal) as book:
             if not options.report:
                 prepare(options)
             found = study(options, Study(options, book))

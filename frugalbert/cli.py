@@ -191,7 +191,8 @@ def doctor(
             bad += finding.state == "bad"
             print(f"{finding.state:4s}  {finding.what:14s}  {finding.text}", flush=True)
     if bad:
-        raise ValueError(f"{bad} finding{'s' * (bad > 1)} to mend")
+        print(f"error: {bad} finding{'s' * (bad > 1)} to mend", file=sys.stderr)
+        raise typer.Exit(2)  # not an error of the run, in whose log it would stand
 
 
 @app.command()

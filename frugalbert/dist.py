@@ -273,6 +273,15 @@ def eager_blocks(layers: Iterable[nn.Module]) -> None:
         layer._compiled_call_impl = None  # as nn.Module has it before `compile`
 
 
+def free(device: torch.device) -> None:
+    """Give back the memory of models that nothing refers to any more, but themselves in circles."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def full(tensor: torch.Tensor) -> torch.Tensor:
     """The whole of a tensor that FSDP spreads over the ranks (all ranks must call it); others as they are."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]

@@ -21,6 +21,7 @@ from typing import Literal
 from frugalbert import run as files
 from frugalbert import stages
 from frugalbert.config import Config, Machine
+from frugalbert.lock import Lock
 from frugalbert.progress import number
 
 State = Literal["ok", "note", "bad"]
@@ -156,7 +157,7 @@ def _try_files(folder: Path) -> None:
     with files.publish(folder / "published") as work:
         (work / "file").write_text("old")
     files.write_atomic(folder / "published" / "file", "new")
-    with files.Lock(folder):
+    with Lock(folder):
         pass
 
 
@@ -176,20 +177,23 @@ def _file_system(place: Path) -> str:
 def examine(config: Config, directory: Path, folder: Path) -> Iterator[Finding]:
     """Whether all that a run has written is as it was, and what `run` does next, stage by stage."""
     yield from _leftovers(directory)
-    for status in stages.examine(config, directory, folder):
+    try:
+        statuses = stages.examine(config, directory, folder)
+    except (ValueError, OSError) as error:
+        yield Finding("run", "bad", str(error))
+        return
+    for status in statuses:
         out, name = directory / status.stage.name, status.stage.name
         damage = [] if status.stage.derived else list(_damage(out, status.record))
         yield from (Finding(name, "bad", text) for text in damage)
         yield from _checkpoints(out)
-        yield Finding(
-            name, "bad" if status.state == "drifted" and not status.stage.derived else "ok", _next(status, out)
-        )
+        yield Finding(name, "bad" if stages.refused(status, out) else "ok", _next(status, out))
 
 
 def _leftovers(directory: Path) -> Iterator[Finding]:
     if (directory / "lock").exists():
         try:
-            with files.Lock(directory):
+            if Lock(directory).is_left():
                 yield Finding("lock", "note", "its process is dead; the next run takes it over")
         except ValueError as error:
             yield Finding("lock", "note", str(error))
@@ -224,11 +228,15 @@ def _damage(out: Path, record: dict[str, object] | None) -> Iterator[str]:
 def _checkpoints(out: Path) -> Iterator[Finding]:
     from frugalbert.train import checkpoint
 
-    for path in sorted(out.glob("checkpoints/step-*")):
-        reason = checkpoint.fault(path)
-        if reason is not None:
-            text = f"{path.relative_to(out.parent)}: {reason}; the one before it will serve"
-            yield Finding(out.name, "bad", text)
+    found = {path: checkpoint.fault(path) for path in sorted(out.glob("checkpoints/step-*"))}
+    sound = [path for path, reason in found.items() if reason is None]
+    for path, reason in found.items():
+        if reason is not None and path.exists():  # a training under way removes old ones
+            before = any(other < path for other in sound)
+            then = "the one before it will serve" if before else f"none before it is sound: --redo {out.name}"
+            yield Finding(out.name, "bad", f"{path.relative_to(out.parent)}: {reason}; {then}")
+    if not sound and not found and any(out.glob("checkpoints/corrupt-*")):
+        yield Finding(out.name, "bad", f"all its checkpoints are damaged; --redo {out.name} begins it again")
 
 
 def _next(status: stages.Status, out: Path) -> str:
@@ -238,9 +246,10 @@ def _next(status: stages.Status, out: Path) -> str:
         return "done; the next run skips it"
     if status.state == "drifted":
         changed = "; ".join(status.changes[:3]) + (" …" if len(status.changes) > 3 else "")
-        if status.stage.derived:
-            return f"out of date ({changed}); the next run writes it again"
-        return f"other settings ({changed}): the next run stops until --redo {out.name} or --keep {out.name} is given"
+        if not stages.refused(status, out):
+            return f"out of date ({changed}); the next run does it again"
+        keep = f" or --keep {out.name}" if status.record else ""
+        return f"other settings ({changed}): the next run stops until --redo {out.name}{keep} is given"
     if status.state == "unfinished":
         sound = [path for path in sorted(out.glob("checkpoints/step-*")) if checkpoint.fault(path) is None]
         where = f" from step {int(sound[-1].name.removeprefix('step-')):,}" if sound else ""

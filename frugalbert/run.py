@@ -1,4 +1,4 @@
-"""The run directory: atomic files, stage records, fingerprints, the lock, and clean stops.
+"""The run directory: atomic files, stage records, fingerprints, and clean stops.
 
 A run is a directory with one sub-directory per stage. Everything here is small and knows nothing of text or models;
 every other module writes and reads through it, so that a kill at any moment leaves the old state or the new one.
@@ -15,7 +15,6 @@ import platform
 import re
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Generator
@@ -26,12 +25,7 @@ from typing import Any, cast
 
 from frugalbert.progress import Progress, is_main_rank
 
-try:
-    import fcntl
-except ImportError:  # Windows: the link in `Lock` still decides who wins
-    fcntl = None
-
-__all__ = ["Lock", "Progress", "Stopped", "check_stop", "publish", "read_json", "say", "write_atomic", "write_json"]
+__all__ = ["Progress", "Stopped", "check_stop", "publish", "read_json", "say", "write_atomic", "write_json"]
 RECORD, PART = "stage.json", "stage.part.json"
 PACKAGES = ("frugalbert", "torch", "transformers", "tokenizers", "accelerate", "datasets", "numpy")
 
@@ -83,8 +77,27 @@ def read_json(path: Path | str) -> Any:
     data = Path(path).read_bytes()
     try:
         return json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete its stage's directory to build it again") from None
+
+
+def write_sealed(path: Path | str, value: dict[str, Any]) -> None:
+    """`write_json` of a mapping with a checksum of its own."""
+    write_json(path, {**value, "checksum": fingerprint(value)})
+
+
+def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
+    """What `write_sealed` wrote, without the checksum (earlier versions wrote none). Raises ValueError with the
+    `remedy` if it is damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+        if isinstance(found, dict):
+            told = cast("dict[str, Any]", found)
+            if told.pop("checksum", None) in (None, fingerprint(told)):
+                return told
+    except (ValueError, RecursionError):
+        pass
+    raise ValueError(f"{path} is damaged; {remedy}")
 
 
 @contextlib.contextmanager
@@ -172,11 +185,12 @@ def fingerprint(value: Any) -> str:
 
 
 def outputs(stage: Path) -> dict[str, list[Any]]:
-    """`{file: [size, sha256]}` of what a stage has written, but for what verifies itself: checkpoints, token rows."""
+    """`{file: [size, sha256]}` of what a stage has written, but for what verifies itself (checkpoints, token rows) and
+    what others write: trackers may still be at it."""
     found: dict[str, list[Any]] = {}
     for file in sorted(stage.rglob("*")):
         name = file.relative_to(stage)
-        own = name.parts[0] == "checkpoints" or name.parts[0].startswith("length-")
+        own = name.parts[0] in ("checkpoints", "trackers") or name.parts[0].startswith("length-")
         if file.is_file() and not own and file.name not in (RECORD, PART) and not file.name.startswith(".tmp-"):
             found[name.as_posix()] = [file.stat().st_size, sha256(file)]
     return found
@@ -187,6 +201,8 @@ def altered(stage: Path, record: dict[str, Any]) -> list[str]:
     found: list[str] = []
     for name, (size, digest) in record.get("outputs", {}).items():
         path = stage / name
+        if name.startswith("trackers/"):  # recorded by an earlier version
+            continue
         if not path.is_file():
             found.append(f"{stage.name}/{name} is missing")
         elif path.stat().st_size != size:
@@ -198,7 +214,21 @@ def altered(stage: Path, record: dict[str, Any]) -> list[str]:
 
 def read_record(stage: Path) -> dict[str, Any] | None:
     """The stage's record, or None while it has not finished."""
-    return read_json(stage / RECORD) if (stage / RECORD).exists() else None
+    return _record(stage / RECORD)
+
+
+def read_part(stage: Path) -> dict[str, Any] | None:
+    """What a stage that has begun was begun with, or None."""
+    return _record(stage / PART)
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    found = read_sealed(path, f"restore it, or write --redo {path.parent.name}")
+    if absent := {"stage", "section", "inputs", "fingerprint"} - found.keys():
+        raise ValueError(f"{path} is damaged (it has no {min(absent)}); restore it, or write --redo {path.parent.name}")
+    return found
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -238,98 +268,6 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-# ---- the lock -------------------------------------------------------------------------------------------------------
-
-
-class Lock:
-    """One process per run directory. Held by a file with host, process and boot; taken over only from the dead."""
-
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / "lock"
-        self._mine = json.dumps(_myself())
-
-    def __enter__(self) -> Lock:
-        with _guard(self.path.parent):
-            holder = self._holder()
-            if holder is not None and not _is_dead(holder):
-                raise ValueError(
-                    f"{self.path.parent} is in use by process {holder.get('pid')} on {holder.get('host')}; wait for it "
-                    f"or stop it (if it is surely gone, delete {self.path})"
-                )
-            if holder is not None:
-                self.path.unlink(missing_ok=True)
-            descriptor, name = tempfile.mkstemp(prefix=".tmp-lock-", dir=self.path.parent)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(self._mine)
-            try:
-                os.link(name, self.path)  # unlike a rename, fails if another process was faster
-            except FileExistsError:
-                raise ValueError(f"{self.path.parent} was just taken by another process; wait for it") from None
-            finally:
-                os.unlink(name)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            if self.path.read_text() == self._mine:
-                self.path.unlink()
-
-    def _holder(self) -> dict[str, Any] | None:
-        try:
-            return json.loads(self.path.read_text())
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            return {"pid": "unknown", "host": "unknown (the lock file is damaged)"}
-
-
-@contextlib.contextmanager
-def _guard(directory: Path) -> Generator[None]:
-    """Keeps two processes of one machine from judging the same stale lock at once."""
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return "unknown"
-
-
-def _started(pid: int) -> str:
-    """Start time of a process in clock ticks since boot; tells a recycled process id from the original."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except (OSError, IndexError):
-        return "unknown"
-
-
-def _myself() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "boot": _boot(), "started": _started(os.getpid())}
-
-
-def _is_dead(holder: dict[str, Any]) -> bool:
-    if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
-        return False
-    if holder.get("boot") != _boot():
-        return True
-    try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return _started(holder["pid"]) != holder.get("started")
 
 
 # ---- clean stops ----------------------------------------------------------------------------------------------------

@@ -178,7 +178,7 @@ def _time(archs: list[Arch], inputs: dict[str, Path], file: Path) -> list[dict[s
     from frugalbert.measure import predictor, table
 
     found = predictor.load(inputs["latency"] / "predictor.json")
-    section = Latency.model_validate(run.read_json(inputs["latency"] / run.RECORD)["section"])
+    section = Latency.model_validate((run.read_record(inputs["latency"]) or {})["section"])
     return table.remeasure(archs, found, section, file)
 
 

@@ -84,7 +84,8 @@ def ladder(section: Pretrain, vocabulary: int, first: int) -> list[Rung]:
     Raises ValueError if there is none.
     """
     spans, limit = phases.spans(section, first), section.limit.parameters or math.inf
-    longest = max(span.length for span in spans)
+    served = section.limit.length if section.limit.latency_ms is not None else 0
+    longest = max(served, *(span.length for span in spans))
     found = []
     for size in LADDER:
         hidden = int(size.split("x")[1])
@@ -159,7 +160,7 @@ def decided(section: Pretrain, out: Path) -> Pretrain:
         return section
     if not (out / FILE).exists():
         raise ValueError("pretrain.arch is auto and nothing has been chosen yet; call `frugalbert run` first")
-    told, amount = run.read_json(out / FILE), section.budget.amount
+    told, amount = run.read_sealed(out / FILE, "restore it, or write --redo pretrain"), section.budget.amount
     left = max(amount / 2, amount - told["seconds"])
     return section.model_copy(update={"arch": told["chosen"], "budget": type(section.budget)("seconds", left)})
 
@@ -167,6 +168,7 @@ def decided(section: Pretrain, out: Path) -> Pretrain:
 def _decide(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Machine) -> None:
     from frugalbert import dist
     from frugalbert.train.assemble import Rows
+    from frugalbert.train.state import pause
 
     started = time.monotonic()
 
@@ -182,7 +184,7 @@ def _decide(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Mach
         _assume(rungs, device)
 
         def measure(rung: Rung) -> float:
-            run.check_stop()
+            pause()
             return _speed(rung, section, inputs, machine, rows)
 
         def best(among: Sequence[Rung]) -> Rung:
@@ -197,7 +199,7 @@ def _decide(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Mach
             limit = section.limit.model_dump(mode="json", exclude_none=True)
             table = [rung.row() for rung in rungs]
             found = {"chosen": chosen.arch.to_text(), "rows": table, "unique_tokens": round(unique), "limit": limit}
-            run.write_json(out / FILE, {**found, "seconds": round(took, 3), "law": LAW})
+            run.write_sealed(out / FILE, {**found, "seconds": round(took, 3), "law": LAW})
         dist.agree([0.0])  # it is on the disk before any rank reads it
 
 
@@ -213,16 +215,26 @@ def _assume(rungs: Sequence[Rung], device: torch.device) -> None:
 
 def _speed(rung: Rung, section: Pretrain, inputs: dict[str, Path], machine: Machine, rows: Any) -> float:
     """Tokens per second of its training over the budget; 0 if it does not fit into memory."""
+    from frugalbert import dist
     from frugalbert.budget import Clock
     from frugalbert.train import pretrain as stage
     from frugalbert.train import probe
     from frugalbert.train.assemble import assemble
+    from frugalbert.train.step import is_out_of_memory
 
+    named = section.model_copy(update={"arch": rung.arch.to_text()})
     with tempfile.TemporaryDirectory() as folder:
-        named = section.model_copy(update={"arch": rung.arch.to_text()})
-        method = stage.maker(named, inputs)(rows.longest, rows.sampler.vocabulary)
-        trial = assemble(named, machine, inputs["yaml"], Path(folder), rows, method, Clock())
-        return probe.tokens_per_second(trial, rows.sampler.spans)
+        try:
+            method = stage.maker(named, inputs)(rows.longest, rows.sampler.vocabulary)
+            trial = assemble(named, machine, inputs["yaml"], Path(folder), rows, method, Clock())
+            return probe.tokens_per_second(trial, rows.sampler.spans)
+        except (RuntimeError, MemoryError) as error:
+            if dist.world() > 1 or not is_out_of_memory(error):  # others may wait for this rank
+                raise
+            return 0.0
+        finally:
+            trial = method = None
+            dist.free(rows.sampler.device)
 
 
 def _quick(rungs: list[Rung], section: Pretrain, vocabulary: int, here: bool) -> list[Rung]:
@@ -266,3 +278,5 @@ def _say(section: Pretrain, rungs: Sequence[Rung], chosen: Rung, unique: float, 
         f"pretrain: arch auto is {chosen.arch.to_text()}, chosen in {duration(took)} of {section.budget}"
         + (far if beyond > 10.0 else "")
     )
+    if took > section.budget.amount / 2:
+        run.say(f"pretrain: choosing took most of {section.budget}; the training gets half of it and ends late")

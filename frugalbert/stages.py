@@ -38,6 +38,7 @@ from frugalbert.config import (
     Supernet,
     Task,
 )
+from frugalbert.lock import Lock
 from frugalbert.plugins import is_plugin, outside
 from frugalbert.progress import duration, number
 
@@ -168,7 +169,7 @@ def examine(config: Config, directory: Path, folder: Path, *, read_files: bool =
             continue
         out = directory / stage.name
         record = files.read_record(out)
-        part = files.read_json(out / files.PART) if record is None and (out / files.PART).exists() else None
+        part = files.read_part(out) if record is None else None
         before = record or part
         outside: dict[str, list[Any]] = {}
         if read_files or before:
@@ -226,7 +227,7 @@ def run(config: Config, directory: Path, folder: Path, *, only: str | None = Non
         raise ValueError("--redo moves directories while other ranks look at them; call it once without torchrun")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = files.Lock(directory) if main else contextlib.nullcontext()
+        lock = Lock(directory) if main else contextlib.nullcontext()
     except OSError as error:
         raise _unwritable(directory, error) from None
     with lock:
@@ -265,17 +266,24 @@ def _one(status: Status, config: Config, directory: Path, folder: Path, *, accep
     if not files.is_main_rank() and not stage.all_ranks:
         _wait(out)
         return
-    worth_asking = stage.precious and any(path.name != files.PART for path in out.iterdir()) if out.exists() else False
-    if status.state == "drifted" and not stage.derived and (status.record or worth_asking):
+    if refused(status, out):
         if not accept or status.record is None:
             raise _refusal(status)
         record = {**status.record, "accepted": {"fingerprint": status.fingerprint, "drift": status.changes}}
-        files.write_json(out / files.RECORD, record)
+        files.write_sealed(out / files.RECORD, record)
         files.say(f"{stage.name}: kept although {len(status.changes)} settings or inputs changed")
         return
     if status.state == "drifted":
         shutil.rmtree(out)
     _build(status, config, directory, folder)
+
+
+def refused(status: Status, out: Path) -> bool:
+    """Whether a stage was built, or begun at some cost, with other settings or inputs: its user decides."""
+    if status.state != "drifted" or status.stage.derived:
+        return False
+    begun = status.stage.precious and out.exists() and any(path.name != files.PART for path in out.iterdir())
+    return status.record is not None or begun
 
 
 def _refusal(status: Status) -> ValueError:
@@ -307,7 +315,7 @@ def _build(status: Status, config: Config, directory: Path, folder: Path) -> Non
     }
     if main:
         out.mkdir(exist_ok=True)
-        files.write_json(out / files.PART, identity)
+        files.write_sealed(out / files.PART, identity)
         files.say(f"{stage.name}: {'continuing' if status.state == 'unfinished' else 'starting'}")
     inputs = {name: directory / name for name in stage.inputs if (directory / name / files.RECORD).exists()}
     _check_inputs(inputs)
@@ -323,7 +331,7 @@ def _build(status: Status, config: Config, directory: Path, folder: Path) -> Non
     device = metrics.get("device", "cpu")
     record = {**identity, "seconds": round(seconds, 3), "device": device, "versions": files.versions()}
     written = {"metrics": metrics, "finished": finished, "outputs": files.outputs(out)}
-    files.write_json(out / files.RECORD, {**record, **written})
+    files.write_sealed(out / files.RECORD, {**record, **written})
     (out / files.PART).unlink(missing_ok=True)
     files.say(f"{stage.name}: done in {duration(seconds)} ({_headline({'metrics': metrics})})")
 

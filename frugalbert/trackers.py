@@ -86,6 +86,8 @@ class Trackers:
         if self._thread is not None and self._broken is None:
             self._calls.put(None)
             self._thread.join(self.patience)
+            if self._thread.is_alive():
+                self._open(f"the last figures were not taken within {self.patience:g} s")
 
 
 def _tracker(name: str, run_name: str, folder: Path) -> Any:

@@ -251,7 +251,8 @@ def _path(location: tuple[Any, ...], value: Any) -> tuple[Place, Any]:
     """The part of pydantic's location that exists in the document (unions and wrapped scalars add steps)."""
     path: list[str | int] = []
     for step in location:
-        if isinstance(value, dict) and step in value or isinstance(value, list) and isinstance(step, int):
+        listed = isinstance(value, list) and isinstance(step, int) and step < len(value)
+        if listed or isinstance(value, dict) and step in value:
             value = value[step]
             path.append(step)
     return tuple(path), value

@@ -65,7 +65,7 @@ def test_an_unwritable_run_directory_is_refused(yaml_file):
 
 
 def test_a_run_directory_in_use_is_refused_naming_the_process(yaml_file):
-    code = "import sys\nfrom pathlib import Path\nfrom frugalbert.run import Lock\nPath('r').mkdir()\n"
+    code = "import sys\nfrom pathlib import Path\nfrom frugalbert.lock import Lock\nPath('r').mkdir()\n"
     code += "with Lock(Path('r')):\n    print('held', flush=True)\n    sys.stdin.readline()\n"
     holder = subprocess.Popen(
         [sys.executable, "-c", code], cwd=yaml_file.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

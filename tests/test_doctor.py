@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from frugalbert import cli, doctor, stages
+from frugalbert import cli, doctor, lock, stages
 from frugalbert.config import Config, Machine
 from tests.structure import ROOT
 from tests.train import small_run
@@ -56,9 +56,7 @@ def test_a_sound_run(run: Path):
 
 def test_every_file_is_watched(run: Path):
     """One flipped bit in any file that a stage leaves is found, and the file is named."""
-    watched = [
-        path for path in sorted(run.rglob("*")) if path.is_file() and path.name not in ("stage.json", "run.yaml")
-    ]
+    watched = [path for path in sorted(run.rglob("*")) if path.is_file() and path.name != "run.yaml"]
     assert len(watched) > 20
     for path in watched:
         data = path.read_bytes()
@@ -114,8 +112,41 @@ def test_it_says_what_the_next_run_does(run: Path):
     assert "/state.json has 1 bytes instead of " in damage.text.replace(": ", "/")
     assert damage.text.endswith("; the one before it will serve")
     assert "goes on from step" in after.text
+    begun = YAML | {"pretrain": {**small_run.SECTION, "learning_rate": 1e-3}}
+    found = findings(run, **begun)[-1]
+    assert found.state == "bad"
+    assert found.text.endswith("the next run stops until --redo pretrain is given")
+    for path in (run / "pretrain" / "checkpoints").glob("step-*"):
+        (path / "state.json").write_text("{")
+    said = bad(run)
+    assert said
+    assert all(text.endswith("none before it is sound: --redo pretrain") for text in said)
+    for path in list((run / "pretrain" / "checkpoints").glob("step-*")):
+        path.rename(path.with_name(f"corrupt-{path.name}"))
+    assert bad(run) == ["all its checkpoints are damaged; --redo pretrain begins it again"]
     shutil.rmtree(run / "pretrain")
     assert findings(run)[-1].text == "not begun; the next run does it"
+
+
+def test_half_of_a_cheap_stage_is_done_again_without_asking(run: Path):
+    (run / "shards" / "stage.json").rename(run / "shards" / "stage.part.json")
+    [found] = [found for found in findings(run, shards={"length": 64}) if found.what == "shards"]
+    assert found.state == "ok"
+    assert found.text.startswith("out of date (shards.length: ")
+
+
+def test_looking_changes_nothing(run: Path, healthy: Path):
+    """Not the lock of a dead process, and no log of what was found."""
+    (run / "lock").write_text(json.dumps({**lock._myself(), "boot": "another"}))
+    (run / "tokenizer" / "tokenizer.json").write_text("{")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for _ in range(2):
+        done = CliRunner().invoke(cli.app, ["doctor", str(run), "--quick"])
+        assert done.exit_code == 2
+        assert "error: 1 finding to mend" in done.output
+        assert "its process is dead; the next run takes it over" in done.output
+        assert "run.log" not in done.output
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_leftovers_are_notes(run: Path):

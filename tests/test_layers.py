@@ -17,15 +17,15 @@ ALLOWED = {
         "stages", "yamlfile",
     },
     "stages": {
-        "budget", "config", "data", "dist", "fanout", "finetune", "measure", "model", "plugins", "progress", "report",
-        "run", "search", "sizing", "space", "train", "yamlfile",
+        "budget", "config", "data", "dist", "fanout", "finetune", "lock", "measure", "model", "plugins", "progress",
+        "report", "run", "search", "sizing", "space", "train", "yamlfile",
     },
     "selection": {
         "budget", "config", "data", "dist", "fanout", "finetune", "measure", "model", "progress", "run", "search",
         "space", "train",
     },
     "rehearsal": {"config", "space"},
-    "doctor": {"config", "data", "dist", "fanout", "progress", "run", "stages", "train"},
+    "doctor": {"config", "data", "dist", "fanout", "lock", "progress", "run", "stages", "train"},
     "sizing": {
         "budget", "config", "dist", "measure", "model.arch", "model.cost", "plan_training", "progress", "run", "train",
     },
@@ -44,7 +44,7 @@ ALLOWED = {
     },
     "report": {"progress", "run"},
     "finetune": {
-        "budget", "config", "data", "dist", "fanout", "loading", "model", "plugins", "progress", "run", "train",
+        "budget", "config", "data", "dist", "fanout", "loading", "lock", "model", "plugins", "progress", "run", "train",
     },
     "measure": {"budget", "config", "data", "dist", "fanout", "loading", "model", "progress", "run", "space", "train"},
     "search": {"budget", "config", "data", "dist", "fanout", "model", "progress", "run", "space", "train"},
@@ -60,6 +60,7 @@ ALLOWED = {
     "fanout": {"progress", "run"},
     "plugins": {"run"},
     "run": {"progress"},
+    "lock": set(),
     "loading": {"progress"},
     "trackers": {"run"},
     "progress": set(),
@@ -72,6 +73,7 @@ QUICK = {
     "config",
     "doctor",
     "explain",
+    "lock",
     "plan",
     "plugins",
     "progress",

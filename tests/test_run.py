@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frugalbert import run
+from frugalbert import lock, run
+from frugalbert.lock import Lock
 from frugalbert.progress import Progress, duration, number
 from tests.faults.rows import often
 
@@ -81,10 +82,44 @@ def test_drift_names_what_changed():
     ]
 
 
+def test_a_sealed_file_is_what_was_written_or_damaged(tmp_path):
+    value = {"stage": "a", "rate": 1e-3, "list": [1, "ü", None], "chosen": "modern 4x256"}
+    path = tmp_path / "sealed.json"
+    run.write_sealed(path, value)
+    assert run.read_sealed(path, "mend it") == value
+    data, damaged = path.read_bytes(), 0
+    for place in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            found = run.read_sealed(path, "mend it")
+        except ValueError as error:
+            assert str(error) == f"{path} is damaged; mend it"
+            damaged += 1
+        else:  # white space, or the name of the checksum
+            assert {key: found[key] for key in value} == value
+    assert damaged > 6 * len(data)
+    for text in ("[" * 200_000, "[]", "", '{"checksum": {}}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="is damaged; mend it"):
+            run.read_sealed(path, "mend it")
+
+
+def test_what_trackers_write_is_not_watched(tmp_path):
+    (tmp_path / "trackers").mkdir()
+    for name in ("trackers/events", "model.json"):
+        (tmp_path / name).write_text("1")
+    found = run.outputs(tmp_path)
+    assert list(found) == ["model.json"]
+    (tmp_path / "trackers" / "events").write_text("more")
+    assert run.altered(tmp_path, {"outputs": found | {"trackers/events": [1, "of an earlier version"]}}) == []
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
-from frugalbert.run import Lock
+from frugalbert.lock import Lock
 try:
     with Lock(Path(sys.argv[1])):
         print("held", flush=True)
@@ -104,19 +139,19 @@ def _holder(directory: Path) -> subprocess.Popen:
 
 def test_a_second_process_is_refused_and_a_dead_one_is_replaced(tmp_path):
     process = _holder(tmp_path)
-    with pytest.raises(ValueError, match=f"in use by process {process.pid}"), run.Lock(tmp_path):
+    with pytest.raises(ValueError, match=f"in use by process {process.pid}"), Lock(tmp_path):
         pass
     process.kill()
     process.wait()
     assert (tmp_path / "lock").exists()
-    with run.Lock(tmp_path):
+    with Lock(tmp_path):
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
     assert not (tmp_path / "lock").exists()
 
 
 def test_a_lock_of_another_host_is_respected(tmp_path):
-    (tmp_path / "lock").write_text(json.dumps({**run._myself(), "host": "elsewhere", "pid": 1}))
-    with pytest.raises(ValueError, match="on elsewhere"), run.Lock(tmp_path):
+    (tmp_path / "lock").write_text(json.dumps({**lock._myself(), "host": "elsewhere", "pid": 1}))
+    with pytest.raises(ValueError, match="on elsewhere"), Lock(tmp_path):
         pass
 
 
@@ -142,8 +177,8 @@ def test_locks_of_the_dead_are_taken(tmp_path, case):
     kinds = [{"pid": gone.pid}, {"started": "1"}, {"boot": "another"}]
     for index in range(21):
         with case():
-            (tmp_path / "lock").write_text(json.dumps({**run._myself(), **kinds[index % 3]}))
-            with run.Lock(tmp_path):
+            (tmp_path / "lock").write_text(json.dumps({**lock._myself(), **kinds[index % 3]}))
+            with Lock(tmp_path):
                 assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
             assert not (tmp_path / "lock").exists()
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from tests.structure import path_of, sources
 
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 60, 7
-PACKAGE_LINES = 34_900
+PACKAGE_LINES = 35_000
 
 LONG_FILES = {
     "frugalbert/config.py": "one page with every setting is the point of it; more than half is documentation",
@@ -19,6 +19,8 @@ LONG_FILES = {
 LONG_FUNCTIONS: dict[str, str] = {}
 MANY_PARAMETERS = {
     "frugalbert/cli.py:grid": "a verb has a parameter per option, and these are the reference's and the formats",
+    "frugalbert/model/modeling.py:FrugalForMaskedLM.forward": "inputs have Hugging Face's names, one each",
+    "frugalbert/model/modeling.py:FrugalForPairs.forward": "the same",
 }
 
 

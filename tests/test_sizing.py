@@ -6,17 +6,21 @@ import json
 import math
 import random
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from frugalbert import plan, sizing
 from frugalbert.config import Config, Machine, Pretrain
 from frugalbert.measure import table
 from frugalbert.model.arch import Arch
-from frugalbert.run import read_json
+from frugalbert.run import Stopped, read_json
+from frugalbert.train import optim, probe
+from frugalbert.train.assemble import Rows
 from tests.structure import ROOT
 from tests.train import small_run
 from tests.train.test_ranks import launch
@@ -125,6 +129,45 @@ def test_the_stage_chooses_trains_and_goes_on_with_the_same(
     monkeypatch.setattr(sizing, "_decide", lambda *_: pytest.fail("was decided before"))
     sizing.pretrain(wanted, inputs, out, MACHINE)
     assert read_json(out / "summary.json")["arch"] == told["chosen"]
+
+
+def test_a_damaged_choice_is_named(tmp_path: Path):
+    (tmp_path / "sizing.json").write_text('{"chosen": "modern 2x128", "seconds": 1')
+    with pytest.raises(ValueError, match=r"sizing.json is damaged; restore it, or write --redo pretrain"):
+        sizing.decided(section(), tmp_path)
+
+
+def speed(inputs: dict[str, Path], size: str) -> float:
+    rows = Rows.open(section(), inputs["shards"], inputs["tokenizer"], torch.device("cpu"))
+    arch = Arch.parse(f"modern {size} heads=1 ffn=64")
+    return sizing._speed(sizing.Rung(arch, 1.0, 1), section(), inputs, MACHINE, rows)
+
+
+def test_a_rung_whose_optimizer_does_not_fit_has_no_speed(inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+    def step(self: Any, closure: Any = None) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    assert speed(inputs, "1x32") > 0.0
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    monkeypatch.setattr(optim.Muon, "step", step)
+    assert speed(inputs, "1x32") == 0.0
+
+
+def test_a_timed_rung_leaves_nothing_in_memory(inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+    seen: list[Any] = []
+    timed = probe.tokens_per_second
+    monkeypatch.setattr(
+        probe, "tokens_per_second", lambda run, parts: seen.append(weakref.ref(run)) or timed(run, parts)
+    )
+    speed(inputs, "1x32")
+    assert [one() for one in seen] == [None]
+
+
+def test_a_signal_while_sizes_are_timed_stops(inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("frugalbert.train.state.stop_requested", lambda: 15)
+    with pytest.raises(Stopped) as caught:
+        speed(inputs, "1x32")
+    assert caught.value.number == 15
 
 
 def test_latency_bounds_the_choice(tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch):

@@ -238,3 +238,9 @@ def test_mutated_files_are_valid_or_refused_with_a_place(section, key, value, da
         assert str(error).strip()
         return
     assert Config.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.fault("S5")
+def test_a_list_that_lacks_what_is_missing():
+    with pytest.raises(ValueError, match=r"f:\d+.*pretrain\.betas"):
+        validate(parse("name: a\npretrain: {betas: []}\n", "f"), [], "f")

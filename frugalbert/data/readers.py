@@ -13,6 +13,7 @@ import html
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -256,13 +257,18 @@ def _jsonl(path: Path, lines: Lines, field: str, counts: Counts) -> Iterator[Tex
         if not isinstance(record, dict):
             records.drop(number, "no JSON object")
         elif field not in record:
-            records.drop(number, f"no field {field!r}", f", its keys are {', '.join(list(record)[:20])}")
+            records.drop(number, f"no field {field!r}", f", its keys are {_named(record)}")
         else:
             text = record[field]
             if isinstance(text, str) and "title" in record and "url" in record:  # WikiExtractor --json
                 text = text.removeprefix(f"{record['title']}\n")
             yield from records.text(number, text)
     records.finish()
+
+
+def _named(names: Iterable[str]) -> str:
+    """Some names for a sentence, whatever bytes or halves of surrogate pairs are in them."""
+    return ", ".join(islice(names, 20))[:300].encode("utf-8", "replace").decode()
 
 
 def _table(path: Path, lines: Lines, field: str, form: str, counts: Counts) -> Iterator[Text]:
@@ -285,8 +291,7 @@ def _table(path: Path, lines: Lines, field: str, form: str, counts: Counts) -> I
             break
         if column < 0:
             if field not in row:
-                named = ", ".join(row[:20])[:300]
-                raise ValueError(f"{path} has no column {field!r}; write field: with one of {named}")
+                raise ValueError(f"{path} has no column {field!r}; write field: with one of {_named(row)}")
             column = row.index(field)
         elif len(row) > column:
             yield from records.text(number, row[column])
@@ -310,7 +315,7 @@ def _parquet(path: Path, field: str, counts: Counts) -> Iterator[Text]:
         try:
             file = stack.enter_context(parquet.ParquetFile(source, pre_buffer=False, buffer_size=SEGMENT))
             if field not in file.schema_arrow.names:
-                named = ", ".join(file.schema_arrow.names[:20])[:300]
+                named = _named(file.schema_arrow.names)
                 raise ValueError(f"{path} has no column {field!r}; write field: with one of {named}")
             records = Records(str(path), field, counts)
             number = 0

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -190,7 +190,7 @@ class _Index(_Part):
     special: _Special
     tokenizer_sha256: str
     pairs: str = "none"
-    sets: dict[str, _Set]
+    sets: dict[Annotated[str, Field(pattern=r"^[1-9]\d*$")], _Set] = Field(min_length=1)
 
 
 def index_checksum(index: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from frugalbert import config, run
 from frugalbert.finetune import runner
+from frugalbert.lock import Lock
 
 
 def evaluate(model: str, section: config.Finetune, out: Path, machine: config.Machine) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def evaluate(model: str, section: config.Finetune, out: Path, machine: config.Ma
     if before != name:
         raise ValueError(f"{out} is the evaluation of {before}; name another directory with --out")
     out.mkdir(parents=True, exist_ok=True)
-    with run.Lock(out):
+    with Lock(out):
         run.write_json(out / MARK, {"model": name, "settings": section.model_dump(mode="json", exclude_defaults=True)})
         run.sweep(out)
         return runner.build(section, {"yaml": Path.cwd()}, out, machine)

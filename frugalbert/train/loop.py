@@ -23,6 +23,7 @@ from frugalbert.train.state import (
     healthy,
     keep_time,
     named_weights,
+    pause,
     resume,
     save,
     set_weights,
@@ -155,10 +156,6 @@ def _validate_if_due(run: Run, *, at_end: bool) -> bool:
 
 def _validation(run: Run) -> dict[str, float]:
     assert run.validate is not None
-
-    def pause() -> None:
-        if signal := dist.agree([float(stop_requested() or 0)])[0]:
-            raise Stopped(int(signal))
 
     started = run.clock.seconds()
     with run.cost("validation"):

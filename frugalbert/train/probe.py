@@ -18,7 +18,7 @@ from frugalbert import dist
 from frugalbert.progress import duration
 from frugalbert.run import say
 from frugalbert.train.phases import Span
-from frugalbert.train.state import Drawn, Run
+from frugalbert.train.state import Drawn, Run, pause
 from frugalbert.train.step import accumulate, clear, halve, is_out_of_memory
 
 WORTH_SECONDS = 60.0  # of training; a shorter one takes what was estimated
@@ -111,8 +111,10 @@ def tokens_per_second(run: Run, parts: Sequence[Span]) -> float:
         _fit(run)
     except ValueError:  # full even with one sequence
         return 0.0
-    moving, found = _moving_seconds(run), 0.0
+    pause()
+    moving, found = _moving_seconds(run), 0.0  # if that is infinite, so is every step, and nothing is found
     for part in parts:
+        pause()
         state.progress = (part.start + part.end) / 2.0
         tokens = run.draw(state.progress, state.samples, state.micro_batch).tokens
         found += (part.end - part.start) * float(tokens) / (_step_seconds(run, state.micro_batch, passes=2) + moving)
@@ -171,17 +173,29 @@ def _step_seconds(run: Run, micro_batch: int, passes: int = PASSES) -> float:
 
 
 def _moving_seconds(run: Run) -> float:
-    """Seconds in which the optimizer moves the weights."""
-    best = math.inf
+    """Seconds in which the optimizer moves the weights; infinite if memory does not hold its state."""
+    best, full = math.inf, False
+    spread = hasattr(run.parallel, "set_requires_gradient_sync")  # FSDP: there are no gradients before
+    drawn = run.draw(run.state.progress, run.state.samples, run.state.micro_batch)
+    first = Drawn(drawn.micros[:1], drawn.tokens, drawn.samples, drawn.epochs)
     for _ in range(PASSES):
-        accumulate(run, run.draw(run.state.progress, run.state.samples, run.state.micro_batch), sync=False)
-        _wait(run)
-        started = time.perf_counter()
-        run.optimizer.step()
-        _wait(run)
-        best = min(best, time.perf_counter() - started)
-        run.optimizer.zero_grad(set_to_none=True)
-    return dist.agree([best])[0]
+        try:
+            if not full:
+                accumulate(run, first, sync=spread)
+                _wait(run)
+                started = time.perf_counter()
+                run.optimizer.step()
+                _wait(run)
+                best = min(best, time.perf_counter() - started)
+                run.optimizer.zero_grad(set_to_none=True)
+        except (RuntimeError, MemoryError) as error:
+            full = is_out_of_memory(error)
+            if not full:
+                raise
+        full = dist.agree([float(full)])[0] == 1.0
+    if full:
+        clear(run)
+    return math.inf if full else dist.agree([best])[0]
 
 
 def _wait(run: Run) -> None:

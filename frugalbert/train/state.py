@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from frugalbert import dist
 from frugalbert.budget import Budget, Clock
 from frugalbert.config import Checkpoints, EarlyStop, Validation
+from frugalbert.run import Stopped, stop_requested
 from frugalbert.trackers import Trackers
 from frugalbert.train import checkpoint
 from frugalbert.train.optim import load_optimizer_state, optimizer_state
@@ -253,6 +254,12 @@ def write_weights(run: Run, path: Path) -> None:
     if dist.is_main():
         with publish(path) as work:
             _write(run, work, weights)
+
+
+def pause() -> None:
+    """Raises Stopped on all ranks if a signal has reached any; between pieces of work that all of them do."""
+    if signal := dist.agree([float(stop_requested() or 0)])[0]:
+        raise Stopped(int(signal))
 
 
 def keep_time(run: Run, name: str, seconds: float) -> None:

@@ -8,7 +8,6 @@ micro-batch is halved and the same global batch is tried again.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import math
 import time
@@ -214,9 +213,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def clear(run: Run) -> None:
     """Give back the memory of a pass that failed."""
     run.optimizer.zero_grad(set_to_none=True)
-    gc.collect()
-    if run.device.type == "cuda":
-        torch.cuda.empty_cache()
+    dist.free(run.device)
 
 
 def halve(run: Run) -> None:

@@ -455,3 +455,11 @@ def test_io_errors_are_not_taken_for_damage(tmp_path, monkeypatch):
     monkeypatch.setattr(gzip, "open", lambda *_: (_ for _ in ()).throw(zlib.error("bad")))
     with pytest.raises(ValueError, match="truncated or damaged gzip"):
         texts(path)
+
+
+@pytest.mark.fault("R22")
+def test_a_header_of_odd_bytes_is_named_in_a_sentence(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\x8a,other\n1,2\n")
+    with pytest.raises(ValueError, match="no column 'text'; write field: with one of") as error:
+        list(readers.read(tmp_path / "a.csv", "csv", "text", Counts()))
+    str(error.value).encode()

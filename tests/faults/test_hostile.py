@@ -203,7 +203,18 @@ def test_weights_that_lie(name: str, model: Path, tmp_path: Path):
 
 @pytest.mark.fault("S11")
 @pytest.mark.parametrize(
-    "change", [{"vocab_size": 10**9}, {"hidden_size": 10**6}, {"num_hidden_layers": 10**6}], ids=str
+    "change",
+    [
+        {"vocab_size": 10**9},
+        {"hidden_size": 10**6},
+        {"hidden_size": 9000},
+        {"num_hidden_layers": 10**6},
+        {"max_position_embeddings": 6 * 10**6},
+        {"type_vocab_size": 10**7},
+        {"vocab_size": None},
+        {"vocab_size": "x"},
+    ],
+    ids=str,
 )
 def test_a_configuration_that_lies(change: dict[str, int], model: Path, tmp_path: Path):
     shutil.copytree(model, tmp_path / "model")
