@@ -267,8 +267,8 @@ def _jsonl(path: Path, lines: Lines, field: str, counts: Counts) -> Iterator[Tex
 
 
 def _named(names: Iterable[str]) -> str:
-    """Some names for a sentence, whatever bytes or halves of surrogate pairs are in them."""
-    return ", ".join(islice(names, 20))[:300].encode("utf-8", "replace").decode()
+    """Some names for a sentence, whatever bytes, line breaks or escapes are in them."""
+    return "".join(sign if sign.isprintable() else "?" for sign in ", ".join(islice(names, 20))[:300])
 
 
 def _table(path: Path, lines: Lines, field: str, form: str, counts: Counts) -> Iterator[Text]:

@@ -459,7 +459,6 @@ def test_io_errors_are_not_taken_for_damage(tmp_path, monkeypatch):
 
 @pytest.mark.fault("R22")
 def test_a_header_of_odd_bytes_is_named_in_a_sentence(tmp_path):
-    (tmp_path / "a.csv").write_bytes(b"\x8a,other\n1,2\n")
-    with pytest.raises(ValueError, match="no column 'text'; write field: with one of") as error:
+    (tmp_path / "a.csv").write_bytes(b'\x8a,"a\rb\x1b[2J"\n1,2\n')
+    with pytest.raises(ValueError, match=r"no column 'text'; write field: with one of \?, a\?b\?\[2J$"):
         list(readers.read(tmp_path / "a.csv", "csv", "text", Counts()))
-    str(error.value).encode()
