@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 from safetensors import SafetensorError
 
 from frugalbert import run, yamlfile
@@ -25,6 +26,7 @@ from frugalbert.data.rows import ShardSet
 from frugalbert.fanout import Journal
 from frugalbert.finetune import models as sources
 from frugalbert.finetune import trials
+from frugalbert.loading import load_weights
 from frugalbert.measure import models, predictor
 from frugalbert.measure.encoder import Encoder
 from frugalbert.measure.session import open_session
@@ -223,6 +225,22 @@ def test_a_configuration_that_lies(change: dict[str, int], model: Path, tmp_path
     with rows.within(MODEST), pytest.raises(ValueError, match="model") as error:
         models.load_model(tmp_path / "model")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.fault("S11")
+def test_a_model_of_the_hub_that_lies(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As it lies in the hub's cache, without a network."""
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    place = tmp_path / "models--some--model"
+    shutil.copytree(model, place / "snapshots" / "abc")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("abc")
+    owner = transformers.AutoModelForMaskedLM
+    load_weights(owner, "some/model", "some/model cannot be loaded", "mend it")
+    config = place / "snapshots" / "abc" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 10**9}))
+    with rows.within(MODEST), pytest.raises(ValueError, match="some/model cannot be loaded .its config.json speaks of"):
+        load_weights(owner, "some/model", "some/model cannot be loaded", "mend it")
 
 
 @pytest.mark.fault("S11")
