@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from frugalbert.run import Stopped
-from frugalbert.train import checkpoint, loop
+from frugalbert.train import checkpoint, loop, state
 from tests.faults.test_damage import DAMAGE, FILES, damage
 from tests.train import toy
 
@@ -46,7 +46,8 @@ def test_a_signal_leaves_a_checkpoint(
     whole: str, where: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     arrived: list[int] = []
-    monkeypatch.setattr(loop, "stop_requested", lambda: arrived[0] if arrived else None)
+    for module in (loop, state):
+        monkeypatch.setattr(module, "stop_requested", lambda: arrived[0] if arrived else None)
     run = toy.make(tmp_path)
     if where == "step":
         original = run.objective
