@@ -23,6 +23,7 @@ from tests.faults import rows
 from tests.structure import benchmark
 
 STARTED = time.monotonic()
+LONG = ("R1", "R23")
 
 TALLY = pytest.StashKey[rows.Tally]()
 
@@ -39,6 +40,12 @@ def pytest_configure(config: pytest.Config) -> None:
     rows.seed, rows.minutes = config.getoption("--torture"), config.getoption("--minutes")
     if rows.seed is not None:
         settings.load_profile("torture")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """At length, what may take as long as there is time comes last: no row is left out for it."""
+    if rows.seed is not None:
+        items.sort(key=lambda item: any(mark.args[0] in LONG for mark in item.iter_markers("fault")))
 
 
 @pytest.hookimpl(tryfirst=True)
