@@ -23,7 +23,7 @@ from tests.faults import rows
 from tests.structure import benchmark
 
 STARTED = time.monotonic()
-LONG = ("R1", "R23")
+LONG = {"R1": 1, "R23": 2}
 
 TALLY = pytest.StashKey[rows.Tally]()
 
@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """At length, what may take as long as there is time comes last: no row is left out for it."""
     if rows.seed is not None:
-        items.sort(key=lambda item: any(mark.args[0] in LONG for mark in item.iter_markers("fault")))
+        items.sort(key=lambda item: max((LONG.get(mark.args[0], 0) for mark in item.iter_markers("fault")), default=0))
 
 
 @pytest.hookimpl(tryfirst=True)
