@@ -40,7 +40,7 @@ def _check_sizes(place: str | Path) -> None:
         if not all(names):
             return
         folder = Path(str(names[0])).parent
-    told = read_mapping(folder / "config.json")
+    told = _mapping(folder / "config.json")
     found = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if not told or not found:
         return
@@ -57,7 +57,7 @@ def _check_sizes(place: str | Path) -> None:
         raise ValueError(f"its config.json speaks of at least {number(least)} weights, its files have {number(found)}B")
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
+def _mapping(path: Path) -> dict[str, Any]:
     """A JSON file's mapping; empty if there is no file. Raises ValueError for anything else."""
     if not path.is_file():
         return {}

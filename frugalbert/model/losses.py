@@ -56,9 +56,9 @@ class _FusedCrossEntropy(torch.autograd.Function):
         for x_RD, labels_R in zip(x_PD.split(max(1, rows)), labels_P.split(max(1, rows)), strict=True):
             logits_RV = x_RD @ weight_VD.t()
             gradient_RV = logits_RV if loss_only else torch.empty_like(logits_RV)
-            step = max(1, CHUNK // len(weight_VD)) if cached else len(x_RD)
-            for start in range(0, len(x_RD), step):
-                piece = slice(start, start + step)
+            step = CHUNK // len(weight_VD) if cached else rows
+            for start in range(0, len(x_RD), max(1, step)):
+                piece = slice(start, start + max(1, step))
                 scores = logits_RV[piece].to(wide).add_(bias_V)
                 if not loss_only:
                     logits_RV[piece] = scores

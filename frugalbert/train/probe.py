@@ -154,15 +154,14 @@ def _step_seconds(run: Run, micro_batch: int, passes: int = PASSES) -> float:
     """Seconds of all passes of one step in pieces of `micro_batch`, from its first piece; infinite if none fits."""
     best, full = math.inf, False
     try:
-        drawn = run.draw(run.state.progress, run.state.samples, micro_batch)
-        first = Drawn(drawn.micros[:1], drawn.tokens, drawn.samples, drawn.epochs)
+        first, pieces = _first(run, micro_batch)
         for _ in range(1 + passes):
             _wait(run)
             started = time.perf_counter()
             _pass(run, first)
             _wait(run)
             best = min(best, time.perf_counter() - started)
-        best *= len(drawn.micros)
+        best *= pieces
     except (RuntimeError, MemoryError) as error:
         full = is_out_of_memory(error)
         if not full:
@@ -174,28 +173,33 @@ def _step_seconds(run: Run, micro_batch: int, passes: int = PASSES) -> float:
 
 def _moving_seconds(run: Run) -> float:
     """Seconds in which the optimizer moves the weights; infinite if memory does not hold its state."""
-    best, full = math.inf, False
+    first = _first(run, run.state.micro_batch)[0]
     spread = hasattr(run.parallel, "set_requires_gradient_sync")  # FSDP: there are no gradients before
-    drawn = run.draw(run.state.progress, run.state.samples, run.state.micro_batch)
-    first = Drawn(drawn.micros[:1], drawn.tokens, drawn.samples, drawn.epochs)
+    times: list[float] = []
     for _ in range(PASSES):
+        seconds = math.inf
         try:
-            if not full:
-                accumulate(run, first, sync=spread)
-                _wait(run)
-                started = time.perf_counter()
-                run.optimizer.step()
-                _wait(run)
-                best = min(best, time.perf_counter() - started)
-                run.optimizer.zero_grad(set_to_none=True)
+            accumulate(run, first, sync=spread)
+            _wait(run)
+            started = time.perf_counter()
+            run.optimizer.step()
+            _wait(run)
+            seconds = time.perf_counter() - started
+            run.optimizer.zero_grad(set_to_none=True)
         except (RuntimeError, MemoryError) as error:
-            full = is_out_of_memory(error)
-            if not full:
+            if not is_out_of_memory(error):
                 raise
-        full = dist.agree([float(full)])[0] == 1.0
-    if full:
-        clear(run)
-    return math.inf if full else dist.agree([best])[0]
+        times += dist.agree([seconds])
+        if times[-1] == math.inf:  # on one rank: all end here
+            clear(run)
+            return math.inf
+    return min(times)
+
+
+def _first(run: Run, micro_batch: int) -> tuple[Drawn, int]:
+    """The first piece of the next step, and how many there are."""
+    drawn = run.draw(run.state.progress, run.state.samples, micro_batch)
+    return Drawn(drawn.micros[:1], drawn.tokens, drawn.samples, drawn.epochs), len(drawn.micros)
 
 
 def _wait(run: Run) -> None:
