@@ -6,7 +6,7 @@ SEED    ?= 1
 MINUTES ?= 240
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
-SPEED   := throughput serving data_preparation memory slicing latency_predictor sparse_attention
+SPEED   := throughput serving slicing latency_predictor sparse_attention data_preparation memory
 TORCH   := $(shell grep '^torch==' constraints.txt)
 EXTRAS  := dev,onnx,cluster,dedup,wikipedia,sweeps
 PIP     := $(BIN)/python -m pip --no-input --disable-pip-version-check install --progress-bar off -c constraints.txt

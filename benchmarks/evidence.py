@@ -1,17 +1,21 @@
-"""What several benchmarks stand on: stages run on real Wikipedia text, and intervals of paired differences."""
+"""What several benchmarks stand on: stages run on real Wikipedia text, finished pieces, intervals of differences."""
 
 from __future__ import annotations
 
 import lzma
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import throughput  # noqa: E402
+
 from frugalbert import run, stages  # noqa: E402
+from frugalbert.fanout import Journal  # noqa: E402
 from frugalbert.finetune.metrics import summary  # noqa: E402
 from frugalbert.yamlfile import load  # noqa: E402
 
@@ -28,6 +32,39 @@ def run_on_wikipedia(work: Path, yaml: str, megabytes: int) -> Path:
     (work / "run.yaml").write_text(yaml)
     stages.run(load(work / "run.yaml", []), work / "run", work)
     return work / "run"
+
+
+class Finished(Journal):
+    """The finished pieces of a study, known by what was asked: one that is stopped or killed goes on where it was.
+
+    Beside each stand the commit and versions that found it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.known: dict[str, Any] = {entry["key"]: entry["result"] for entry in self.entries}
+
+    def get(self, asked: Any) -> Any:
+        """What was found; None if it is not there."""
+        return self.known.get(run.fingerprint(asked))
+
+    def commits(self) -> list[str]:
+        """Those that found the pieces."""
+        return sorted({entry["by"]["commit"] or "unknown" for entry in self.entries})
+
+    def result(self, asked: Any, work: Callable[[], Any]) -> Any:
+        """What was found, or what `work` finds now."""
+        key = run.fingerprint(asked)
+        if key not in self.known:
+            run.check_stop()
+            found = work()
+            if not found:  # asked again the next time
+                return found
+            self.known[key] = found
+            about = throughput.environment()
+            by = {name: about[name] for name in ("commit", "versions", "date", "load")}
+            self.append({"key": key, "task": asked, "result": found, "by": by})
+        return self.known[key]
 
 
 def interval(mine: Sequence[float], other: Sequence[float]) -> dict[str, float]:

@@ -9,6 +9,8 @@ ratio is taken within each round, and reported as min / median / max.
 The staircase asks which sizes the device runs well: latency over widths and feed-forward sizes in steps of 8, with some
 between, all else fixed; its excess over the line through the multiples of 64 stands beside.
 
+What is finished is in a journal beside the results (deleted when all is), so that a call that is stopped may go on.
+
   python benchmarks/serving.py                     serving.json, staircase.json and .png: 90 minutes on 2 idle cores
   python benchmarks/serving.py --only staircase    one of both
   python benchmarks/serving.py --quick             a short look, no result files
@@ -24,9 +26,11 @@ import statistics
 import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from evidence import Finished
 from throughput import ROOT, environment, save, spread
 
 VOCABULARY = 30522
@@ -75,6 +79,19 @@ def parse() -> argparse.Namespace:
 
 def result_file(options: argparse.Namespace, name: str) -> Path:
     return options.out / f"{name}{'_gpu' if options.device == 'cuda' else ''}.json"
+
+
+def journal(options: argparse.Namespace, name: str) -> Finished:
+    """What is finished; a short look begins anew."""
+    path = Path(tempfile.mkstemp()[1]) if options.quick else result_file(options, name).with_suffix(".jsonl")
+    return Finished(path)
+
+
+def known_by(options: argparse.Namespace) -> Row:
+    """The machine and versions of a reading."""
+    from frugalbert import dist, run
+
+    return {"device": options.device, "processor": dist.processor_name(), "versions": run.versions()}
 
 
 # ---- models on disk --------------------------------------------------------------------------------------------------
@@ -150,7 +167,9 @@ def arms(options: argparse.Namespace, folder: Path) -> list[tuple[str, Any, int,
     ]
 
 
-def one_round(options: argparse.Namespace, where: list[tuple[str, Any, int, str]], number: int) -> list[Row]:
+def one_round(
+    options: argparse.Namespace, where: list[tuple[str, Any, int, str]], number: int, finished: Finished
+) -> list[Row]:
     from frugalbert.config import Bench
     from frugalbert.measure import latency
     from frugalbert.measure.mixed import BATCHINGS
@@ -163,8 +182,16 @@ def one_round(options: argparse.Namespace, where: list[tuple[str, Any, int, str]
         section = Bench(repeats=options.repeats, precision=precision, batch_sizes=tuple(batches))  # type: ignore[arg-type]
         task = {**latency.task_for(model, options.device, threads, section), "cells": cells, "max_length": 512}
         about = {"model": name, "kind": model.kind, "threads": threads, "asked_precision": precision, "round": number}
-        rows += [{**about, **row} for row in latency.time_apart(task)]
-        last = rows[-1] if rows else {}
+        asked = {
+            **about,
+            "arch": MODELS.get(name, name),
+            "cells": cells,
+            "repeats": options.repeats,
+            **known_by(options),
+        }
+        found = finished.result(asked, partial(lambda task: list(latency.time_apart(task)), task))
+        rows += [{**about, **row} for row in found]
+        last = found[-1] if found else {}
         print(f"round {number}: {name}, {model.kind}, {precision}, {threads} threads: "
               f"{last.get('texts_per_second', 0):,.0f} texts/s", file=sys.stderr, flush=True)  # fmt: skip
     return rows
@@ -220,9 +247,9 @@ def show(summary: list[Row]) -> None:
 
 def table(options: argparse.Namespace) -> None:
     found = environment()
-    with tempfile.TemporaryDirectory(prefix="frugalbert-serving-") as name:
+    with tempfile.TemporaryDirectory(prefix="frugalbert-serving-") as name, journal(options, "serving") as finished:
         where = arms(options, Path(name))
-        rows = [row for number in range(options.rounds) for row in one_round(options, where, number)]
+        rows = [row for number in range(options.rounds) for row in one_round(options, where, number, finished)]
     summary = summarise(rows)
     show(summary)
     if not options.quick:
@@ -251,6 +278,7 @@ def staircase(options: argparse.Namespace) -> None:
     fixed = {"device": options.device, "threads": 1, "repeats": 9, "batch_size": 8, "length": 128}
     fixed |= {"vocab_size": 1024, "warmup_seconds": 0.1, "baseline": None, "reference": REFERENCE}
     result: dict[str, Any] = {}
+    finished = journal(options, "staircase")
     for kind, precision in backends:
         for axis, (text, sizes) in SHAPES.items():
             chosen = sizes[:: 4 if options.quick else 1]
@@ -258,7 +286,9 @@ def staircase(options: argparse.Namespace) -> None:
             readings: dict[int, list[float]] = {size: [] for size in chosen}
             for number in range(options.rounds):
                 order = random.Random(number).sample(list(archs), len(archs))
-                for row in time_apart({**fixed, "kind": kind, "precision": precision, "archs": order}):
+                task = {**fixed, "kind": kind, "precision": precision, "archs": order}
+                asked = {**task, "round": number, **known_by(options)}
+                for row in finished.result(asked, partial(lambda task: list(time_apart(task)), task)):
                     readings[archs[row["arch"]]].append(row["median_ms"] / row["reference_ms"])
             line = {size: statistics.median(values) for size, values in sorted(readings.items())}
             name = f"{'int8' if kind == 'onnx-int8' else precision}, {'PyTorch' if kind == 'torch' else 'ONNX'}"
@@ -270,9 +300,10 @@ def staircase(options: argparse.Namespace) -> None:
         what = "latency of 8 x 128 tokens over sizes, in units of the reference encoder's"
         shapes = {axis: text for axis, (text, _) in SHAPES.items()} | {"reference": REFERENCE}
         path = result_file(options, "staircase")
+        picture = path.with_suffix(".png")
         save(path, {"benchmark": what, "shapes": shapes, "options": settings_of(options), "environment": found,
-                    "backends": result})  # fmt: skip
-        draw(result, path.with_suffix(".png"))
+                    "backends": result, "picture": picture.name})  # fmt: skip
+        draw(result, picture)
 
 
 def excess(line: dict[int, float]) -> dict[str, dict[str, float]]:
@@ -314,6 +345,8 @@ def main() -> None:
         staircase(options)
     if "table" in options.only:
         table(options)
+    for name in ("staircase", "serving"):
+        result_file(options, name).with_suffix(".jsonl").unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ def share(value: float | None) -> str:
 
 def where(found: Found) -> str:
     """The machine and versions of a result."""
+    if several := [row for row in found.get("rows", ()) if "environment" in row]:
+        return "; ".join(dict.fromkeys(map(where, several)))  # rows of several calls
     about = found.get("environment") or found.get("machine") or found
     if "versions" not in about:  # of several parts, taken at different times
         about = next(iter(about.values()))
@@ -52,7 +54,7 @@ def where(found: Found) -> str:
     count = len(about.get("cores", ()))
     cores = "" if about.get("gpu") or not count else f", {count} core{'s' * (count > 1)}"
     names = [f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions]
-    return f"{device}{cores}; {', '.join(names)}; {about['date'][:10]}, commit {about['commit'][:7]}"
+    return f"{device}{cores}; {', '.join(names)}; {about['date'][:10]}, commit {(about['commit'] or 'unknown')[:7]}"
 
 
 # ---- a section each --------------------------------------------------------------------------------------------------
@@ -89,9 +91,9 @@ def time_to_loss(found: Found) -> str:
         ])  # fmt: skip
         if worth := [run["downstream"] for run in runs if "downstream" in run]:
             means = {key: sum(entry[key] for entry in worth) / len(worth) for key in worth[0]}
-            below.append(f"- {name}: " + ", ".join(f"{key} {value:.1f}" for key, value in means.items()))
+            below.append(f"- {name}: " + ", ".join(f"{key} {value:.3f}" for key, value in means.items()))
     head = (f"arm, {found['minutes']:g} minutes", "seeds", "tokens, M", "steps", "held-out loss", "less ours'")
-    text = grid(head, rows) + "\n\n![loss over minutes](../benchmarks/results/time_to_loss.png)"
+    text = grid(head, rows) + f"\n\n![loss over minutes](../benchmarks/results/{found['picture']})"
     return text + ("\n\nAfter fine-tuning, and BLiMP:\n\n" + "\n".join(below) if below else "")
 
 
@@ -156,7 +158,7 @@ def staircase(found: Found) -> str:
         for axis, steps in ((axis, value["excess"]) for axis, value in axes.items())
     ]
     head = ("time over the line through multiples of 64, less 1", *(f"multiples of {2**n}" for n in range(6)))
-    return grid(head, rows) + "\n\n![the staircase](../benchmarks/results/staircase.png)"
+    return grid(head, rows) + f"\n\n![the staircase](../benchmarks/results/{found['picture']})"
 
 
 def data_preparation(found: Found) -> str:
@@ -191,9 +193,20 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Found], str]], ...] = (
     ("Serving", "serving", "benchmarks/serving.py --only table", serving),
     ("Which sizes the device likes", "staircase", "benchmarks/serving.py --only staircase", staircase),
     ("Data preparation", "data_preparation", "benchmarks/data_preparation.py", data_preparation),
-    ("Memory of data preparation", "memory", "benchmarks/memory.py", memory),
-    ("Attention that skips, whole encoders", "sparse_attention", "benchmarks/sparse_attention.py", sparse_attention),
+    ("Memory of data preparation", "memory", "benchmarks/memory.py --stages corpus", memory),
+    (
+        "Attention that skips, whole encoders",
+        "sparse_attention",
+        "benchmarks/sparse_attention.py --clock processor --threads 1 --rounds 5",
+        sparse_attention,
+    ),
     ("Loss at a fixed wall clock", "time_to_loss", "benchmarks/time_to_loss.py --work DIR", time_to_loss),
+    (
+        "Which parts pay",
+        "time_to_loss_parts",
+        "benchmarks/time_to_loss.py --work DIR --minutes 5 --parts",
+        time_to_loss,
+    ),
     ("How it scales", "scaling", "benchmarks/scaling.py --part sizes processes data --work DIR", scaling),
 )
 """Heading, result file (also with `_gpu`), command, renderer."""

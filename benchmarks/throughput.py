@@ -6,7 +6,8 @@ what is compared: tokens per second. Arms, each in a process of its own:
   documented   the Trainer as the documentation has it: fp32, batches of 8
   best         the Trainer with bf16 and the batch size, and torch_compile or not, that a trial shows to be the fastest
 Rounds alternate the arms; a ratio is taken within each round, and reported as min / median / max. Useful operations are
-those of `model/cost.py` with the masked positions alone in the vocabulary, for all arms the same.
+those of `model/cost.py` with the masked positions alone in the vocabulary, for all arms the same. Rows of the result
+file about other encoders and lengths stay, so that the table may grow over several calls.
 
   python benchmarks/throughput.py                        4x256, vocabulary 30,522, length 128 on 2 pinned cores
   python benchmarks/throughput.py --sizes 4x256 6x384 12x512 12x768 24x1024 --lengths 128 512 --families bert modern
@@ -16,6 +17,7 @@ those of `model/cost.py` with the masked positions alone in the vocabulary, for 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -260,7 +262,10 @@ def environment(cores: list[int] | None = None) -> dict[str, Any]:
 
     from frugalbert.run import versions
 
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    commit = ""
+    asked = ["git", "rev-parse", "HEAD"]
+    with contextlib.suppress(OSError):  # no git
+        commit = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     cpu = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     flags = next((line for line in _lines("/proc/cpuinfo") if line.startswith("flags")), "")
     return {
@@ -270,7 +275,7 @@ def environment(cores: list[int] | None = None) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load": os.getloadavg()[0],
         "versions": versions(),
-        "commit": commit.stdout.strip() or None,
+        "commit": commit or None,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -309,23 +314,29 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def about_what(settings: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(settings[name] for name in ("arch", "length", "device", "threads", "vocab_size"))
+
+
 def main() -> None:
     options = parse()
     cores = pin(options.threads)
     if options.worker:
         work(options)
         return
-    found, rows = environment(cores), []
+    found, rows = environment(cores), {}
+    if not options.quick and Path(options.out).exists():
+        before = json.loads(Path(options.out).read_text())["rows"]
+        rows = {about_what(row["options"]): row for row in before}
     for family, size, length in itertools.product(options.families, options.sizes, options.lengths):
         layers, hidden = map(int, size.split("x"))
         ffn = int(FFN[family] * hidden)
         options.arch, options.length = f"{family} {layers}x{hidden} heads={hidden // 64} ffn={ffn}", length
-        rows.append(one(options))
         settings = {key: value for key, value in vars(options).items() if key not in ("out", "worker")}
+        rows[about_what(settings)] = {**one(options), "options": settings, "environment": found}
         if not options.quick:
-            save(options.out, {"benchmark": "training throughput", "options": settings, "rows": rows,
-                               "environment": found})  # fmt: skip
-    for row in rows:
+            save(options.out, {"benchmark": "training throughput", "rows": list(rows.values())})
+    for row in rows.values():
         times = ", ".join(f"{arm} {ratio['median']:.1f}" for arm, ratio in row["ours_over"].items())
         print(f"{row['arch']:36s} {row['length']:4d}  ours {row['tokens_per_second']['ours']['median']:10,.0f} tokens/s"
               f"  {row['share_of_measured_ceiling']:.0%} of the ceiling  times {times}")  # fmt: skip

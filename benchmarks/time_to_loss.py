@@ -8,11 +8,13 @@ is taken after the clock.
                 three epochs, fp32, dropout; ended by the clock. The model has our size, not BERT-base's
   run_mlm-best  what an expert gets out of it: ModernBertForMaskedLM (BERT's own class stays at the unigrams' loss for
                 most of the clock), rows of 128, bf16, sdpa, no dropout, warm-up and weight decay, the best of 5 rates
-                and 3 other batch sizes (trials of `--trial-share` of the clock, beside it), torch.compile if a probe
-                says that it pays; a probe before each run sets the steps: the schedule ends with the clock
+                and 2 smaller batch sizes (trials of `--trial-share` of the clock, beside it; larger batches are no
+                faster on a CPU), torch.compile if a probe says that it pays; a probe before each run sets the steps:
+                the schedule ends with the clock
   24hbert       the recipe of 24hBERT (configs/academic-24h.yaml) on our engine. Scaled as its authors chose batch and
                 size, for enough updates: our size in its family, and a batch that leaves thousands of updates
-  ours          the toolkit's recipe; `ours-X` is without one part, `ours+X` with one more (the table is below)
+  ours          the toolkit's recipe, found by hand in two dozen trainings of 1 to 8 million tokens (docs/LOG.md), where
+                run_mlm-best has 7 of a fifth of the clock; `ours-X` is without one part, `ours+X` with one more (below)
   run_mlm-bert-base   run_mlm as documented with its true default model, only when it is asked for
 Every finished run is in a journal, by default the committed one, and is not done again, so a study may be spread over
 days and machines of one kind: a run is known by its settings, its token rows and the name of the processor.
@@ -21,6 +23,7 @@ days and machines of one kind: a run is known by its settings, its token rows an
   python benchmarks/time_to_loss.py --work DIR --arms ours run_mlm-best --seeds 1
   python benchmarks/time_to_loss.py --work DIR --downstream          # BLiMP, SST-2, STS-B of the two final models
   python benchmarks/time_to_loss.py --work DIR --report              # table, results/time_to_loss.json and .png
+  python benchmarks/time_to_loss.py --work DIR --minutes 5 --parts   # ours, and ours without each of its parts, alone
 """
 
 from __future__ import annotations
@@ -36,13 +39,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from evidence import DATA, ROOT, interval
+from evidence import DATA, ROOT, Finished, interval
 from time_to_loss_arm import LENGTH, TASKS, scores
 
 from frugalbert import dist, run, stages
 from frugalbert.config import Machine
 from frugalbert.data.rows import ShardSet
-from frugalbert.fanout import Journal
 from frugalbert.finetune.metrics import summary
 from frugalbert.lock import Lock
 from frugalbert.yamlfile import load
@@ -50,7 +52,7 @@ from frugalbert.yamlfile import load
 RESULTS = ROOT / "benchmarks" / "results"
 ARM = Path(__file__).with_name("time_to_loss_arm.py")
 SIZES: dict[str, dict[str, Any]] = {
-    "cpu": {"family": "4x256 heads=4", "ffn": (640, 1024), "batch": 32, "24hbert": 32, "trials": (16, (4, 8, 32))},
+    "cpu": {"family": "4x256 heads=4", "ffn": (640, 1024), "batch": 32, "24hbert": 32, "trials": (16, (4, 8))},
     "cuda": {"family": "12x512 heads=8", "ffn": (1408, 2048), "batch": 1024, "24hbert": 1024,
              "trials": (256, (64, 128, 512))},
 }  # fmt: skip
@@ -134,15 +136,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--journal", type=Path, default=RESULTS / "time_to_loss.jsonl", help="what is finished")
     parser.add_argument("--minutes", type=float, default=20.0, help="of the clock")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--arms", nargs="+", choices=[*arms, "run_mlm-bert-base"], default=arms, metavar="ARM")
+    parser.add_argument("--arms", nargs="+", choices=[*arms, "run_mlm-bert-base"], metavar="ARM", help="default: all")
     parser.add_argument("--trial-share", type=float, default=0.2, help="of the clock, for each trial of run_mlm-best")
     sources = [str(DATA / f"enwiki2015-{part}.txt.xz") for part in ("AA", "AB")]
     parser.add_argument("--sources", nargs="+", default=sources, help="text, for the first call")
     parser.add_argument("--max-documents", type=int, default=None, help="of each source, for a rehearsal")
+    parser.add_argument("--parts", action="store_true", help="arms of ours alone, to results/time_to_loss_parts.json")
     parser.add_argument("--downstream", action="store_true", help="also " + ", ".join(TASKS) + " of finished models")
     parser.add_argument("--report", action="store_true", help="nothing is run: write what is there")
-    parser.add_argument("--out", type=Path, default=RESULTS / "time_to_loss.json")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    options.arms = options.arms or [arm for arm in arms if arm.startswith("ours") or not options.parts]
+    options.out = options.out or RESULTS / f"time_to_loss{'_parts' if options.parts else ''}.json"
     options.work, options.device = options.work.resolve(), device
     return options
 
@@ -152,10 +157,10 @@ def main() -> None:
     run.catch_signals()
     try:
         options.work.mkdir(parents=True, exist_ok=True)
-        with Lock(options.work), Journal(options.journal) as book:
+        with Lock(options.work), Finished(options.journal) as finished:
             if not options.report:
                 prepare(options)
-            found = study(options, Study(options, book))
+            found = study(options, Study(options, finished))
     except run.Stopped as stop:
         sys.exit(f"{stop}; what is finished is kept, the same command goes on")
     except (ValueError, OSError) as error:
@@ -164,8 +169,9 @@ def main() -> None:
     if options.report:
         from throughput import environment
 
-        run.write_json(options.out, found | {"environment": environment()})
-        plot(found, options.out.with_suffix(".png"))
+        picture = options.out.with_suffix(".png")
+        run.write_json(options.out, found | {"picture": picture.name, "environment": environment()})
+        plot(found, picture)
 
 
 def study(options: argparse.Namespace, known: Study) -> dict[str, Any]:
@@ -189,10 +195,9 @@ def prepare(options: argparse.Namespace) -> None:
 class Study:
     """The runs of a study and its journal: what is finished is looked up, the rest done (unless it only reports)."""
 
-    def __init__(self, options: argparse.Namespace, book: Journal) -> None:
-        self.options, self.book = options, book
-        self.known: dict[str, Any] = {entry["key"]: entry["result"] for entry in book.entries}
-        self.rows = next((entry["task"]["rows"] for entry in book.entries), None)
+    def __init__(self, options: argparse.Namespace, finished: Finished) -> None:
+        self.options, self.finished = options, finished
+        self.rows = next((entry["task"]["rows"] for entry in finished.entries), None)
         if (place := options.work / "data" / "shards").exists():
             self.rows = ShardSet.open(place, LENGTH, verify=False).identity[:12]
         self.machine = dist.processor_name()
@@ -254,27 +259,26 @@ class Study:
 
     def result(self, task: dict[str, Any]) -> dict[str, Any] | None:
         """What a run found: from the journal, or done now; None if it is not there and this is only a report."""
-        key = run.fingerprint(task)
-        if key not in self.known and not self.options.report:
-            run.check_stop()
+        if self.options.report:
+            return self.finished.get(task)
+
+        def work() -> dict[str, Any]:
             what = " (a probe)" if task.get("probe") else f", {task['minutes']:g} minutes"
             run.say(f"time_to_loss: {task['arm']}, seed {task['seed']}{what}")
-            self.known[key] = done(task, self.folder(task), self.options.work / "data")
-            self.book.append({"key": key, "task": task, "result": self.known[key]})
-        return self.known.get(key)
+            return done(task, self.folder(task), self.options.work / "data")
+
+        return self.finished.result(task, work)
 
     def folder(self, task: dict[str, Any]) -> Path:
         return self.options.work / "arms" / f"{task['arm']}-{task['seed']}-{run.fingerprint(task)}"
 
     def worth(self, task: dict[str, Any]) -> dict[str, Any] | None:
         """BLiMP and GLUE scores of a finished run's model, from the journal or done now; None for other arms."""
-        key = run.fingerprint([task, TASKS])
-        if task["arm"] not in DOWNSTREAM or not (self.folder(task) / "pretrain" / "model").exists():
-            return self.known.get(key)  # models stay on the machine that trained them
-        if key not in self.known and not self.options.report:
-            self.known[key] = scores(self.folder(task), self.options.device)
-            self.book.append({"key": key, "task": task, "result": self.known[key]})
-        return self.known.get(key)
+        asked = {**task, "tasks": TASKS}
+        there = task["arm"] in DOWNSTREAM and (self.folder(task) / "pretrain" / "model").exists()
+        if self.options.report or not there:  # models stay on the machine that trained them
+            return self.finished.get(asked)
+        return self.finished.result(asked, lambda: scores(self.folder(task), self.options.device))
 
 
 def done(task: dict[str, Any], folder: Path, data: Path) -> dict[str, Any]:
@@ -325,12 +329,12 @@ def summed_up(study: Study) -> dict[str, Any]:
     arms: dict[str, dict[str, Any]] = {}
     kept = "loss accuracy tokens steps tokens_per_second seconds curve rate_left speed cost_seconds".split()
     for task in study.tasks():
-        found = study.known.get(run.fingerprint(task))
+        found = study.finished.get(task)
         if found is None:
             continue
         arm = arms.setdefault(task["arm"], {"settings": task.get("pretrain", task.get("trainer")), "runs": []})
         entry = {"seed": task["seed"]} | {name: found[name] for name in kept if name in found}
-        worth = study.known.get(run.fingerprint([task, TASKS]))
+        worth = study.finished.get({**task, "tasks": TASKS})
         arm["runs"].append(entry | ({"downstream": worth} if worth else {}))
     base = {entry["seed"]: entry["loss"] for entry in arms.get("ours", {"runs": []})["runs"]}
     for arm in arms.values():
@@ -348,10 +352,10 @@ def summed_up(study: Study) -> dict[str, Any]:
     trials = [
         {"settings": task["trainer"], "minutes": task["minutes"], "loss": result["loss"]}
         for task in (study.trials() if BEST in options.arms else [])
-        if (result := study.known.get(run.fingerprint(task)))
+        if (result := study.finished.get(task))
     ]
     return {"benchmark": (__doc__ or "").split("\n", 1)[0], "minutes": options.minutes, "device": options.device,
-            "machine": study.machine, "trials": trials, "arms": arms}  # fmt: skip
+            "machine": study.machine, "trials": trials, "arms": arms, "commits": study.finished.commits()}  # fmt: skip
 
 
 def table(found: dict[str, Any]) -> str:

@@ -83,8 +83,8 @@ def training(config: Config, section: Training, model: tuple[str, float, int], c
     """`model`: what is trained, FLOPs per token of a step, parameters."""
     assert config.shards is not None
     what, flops, parameters = model
-    per_step = phases.tokens_per_step(phases.spans(section, config.shards.length[0]))
     amount, kind = section.budget.amount, section.budget.kind
+    per_step = phases.tokens_per_step(phases.spans(section, config.shards.length[0]), kind)
     tokens = {"tokens": amount, "steps": amount * per_step}.get(kind)
     if kind == "epochs" and corpus_tokens:
         tokens = amount * corpus_tokens

@@ -1,8 +1,9 @@
-"""What `benchmarks/serving.py` makes of its readings: ratios within a round, and excess over the staircase's line."""
+"""`benchmarks/serving.py`: ratios within a round, excess over the staircase's line; what a stopped study knows."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tests.structure import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import serving  # noqa: E402
+from evidence import Finished  # noqa: E402
 
 
 def reading(model: str, kind: str, ms: float, number: int, **cell: Any) -> dict[str, Any]:
@@ -51,3 +53,15 @@ def test_excess_is_over_the_line_through_multiples_of_64():
         {"4": 1.0, "8": 0.273, "16": 0.0, "32": 0.0}
     )
     assert "64" not in found
+
+
+def test_what_a_study_has_finished_is_not_done_again(tmp_path: Path):
+    asked = {"arm": "small", "round": 0}
+    with Finished(tmp_path / "journal") as finished:
+        assert finished.get(asked) is None
+        assert finished.result(asked, lambda: [1.5]) == [1.5]
+    with open(tmp_path / "journal", "ab") as file:
+        file.write(b"0000")  # killed while it wrote
+    with Finished(tmp_path / "journal") as finished:
+        assert finished.result({"round": 0, "arm": "small"}, lambda: [2.5]) == [1.5]
+        assert finished.result({**asked, "round": 1}, lambda: [2.5]) == [2.5]

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from frugalbert.config import Pretrain
-from frugalbert.fanout import Journal
 from frugalbert.model.arch import Arch
 from frugalbert.model.configuration import FrugalConfig
 from frugalbert.model.cost import matmul_parameters
@@ -194,27 +193,27 @@ def test_a_study_that_was_interrupted_goes_on(race, tmp_path: Path, monkeypatch)
     work = pretend(calls)
 
     def dies(task: dict[str, Any], folder: Path, data: Path) -> dict[str, Any]:
-        if len(calls) == 9:
+        if len(calls) == 8:
             raise ValueError("the machine went down")
         return work(task, folder, data)
 
     def go(**values: Any) -> dict[str, Any]:
-        with Journal(tmp_path / "journal.jsonl") as book:
+        with race.Finished(tmp_path / "journal.jsonl") as finished:
             told = options(tmp_path, **values)
-            return race.study(told, race.Study(told, book))
+            return race.study(told, race.Study(told, finished))
 
     monkeypatch.setattr(race, "done", dies)
     with pytest.raises(ValueError, match="went down"):
         go()
     monkeypatch.setattr(race, "done", work)
     assert go(report=True)["arms"] == {}  # its settings are not chosen yet, and nothing is run
-    assert len(calls) == 9
+    assert len(calls) == 8
     found = go()
-    assert len(calls) == len({fingerprint(task) for task in calls}) == 8 + 2 + 4  # trials, probes, two arms twice
+    assert len(calls) == len({fingerprint(task) for task in calls}) == 7 + 2 + 4  # trials, probes, two arms twice
     settings = found["arms"]["run_mlm-best"]["settings"]
     assert (settings["learning_rate"], settings["batch_size"], settings["compile"]) == (2e-3, 8, False)
     assert go(report=True) == go() == found
-    assert len(calls) == 14
+    assert len(calls) == 13
     minus = found["arms"]["run_mlm-best"]["minus_ours"]
     assert (minus["mean"], minus["low"], minus["high"]) == (1.0, 1.0, 1.0)  # paired: the seeds' own part is gone
     assert found["arms"]["ours"]["loss"]["mean"] == 4.005
@@ -229,8 +228,8 @@ def test_a_changed_arm_is_run_again(race, tmp_path: Path, monkeypatch):
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(race, "done", pretend(calls))
     for minutes in (20.0, 20.0, 10.0):
-        with Journal(tmp_path / "journal.jsonl") as book:
-            study = race.Study(options(tmp_path, minutes=minutes, arms=["ours"], seeds=1), book)
+        with race.Finished(tmp_path / "journal.jsonl") as finished:
+            study = race.Study(options(tmp_path, minutes=minutes, arms=["ours"], seeds=1), finished)
             assert [study.result(task)["loss"] for task in study.tasks()] == [4.0]
     assert [task["minutes"] for task in calls] == [20.0, 10.0]
 

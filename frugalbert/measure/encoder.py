@@ -6,8 +6,9 @@
     vectors = encoder.encode(["a text", "another one"], normalize=True)
 
 Texts are sorted by length and computed in batches of about as many tokens each (`batching.py`), so that little padding
-is; the vectors come in the order of the texts. Mean over tokens as in sentence-transformers (Reimers and Gurevych 2019,
-arXiv 1908.10084), or the [CLS] token.
+is; the vectors come in the order of the texts. Those of an int8 file also depend, a little, on the batch that a text is
+in: a call has one scale for all its activations. Mean over tokens as in sentence-transformers (Reimers and Gurevych
+2019, arXiv 1908.10084), or the [CLS] token.
 """
 
 from __future__ import annotations
@@ -105,6 +106,11 @@ class Encoder:
         )
 
     @property
+    def encodes(self) -> bool:
+        """Whether the model gives hidden states: `encode`."""
+        return "last_hidden_state" in self._served.outputs
+
+    @property
     def classifies(self) -> bool:
         """Whether the model has labels for a text: `predict`."""
         return "logits" in self._served.outputs
@@ -118,11 +124,11 @@ class Encoder:
 
         `mean`: over the tokens of a text, special ones included; `cls`: the first token. `normalize`: to length 1.
         A text without tokens has the vector 0. Raises ValueError for what is no list of texts, and for an ONNX file
-        that gives a classifier's logits alone.
+        that gives a head's outputs alone.
         """
         if pooling not in ("mean", "cls"):
             raise ValueError(f"pooling {pooling!r} is unknown; write mean or cls")
-        forward = self._output("last_hidden_state", "gives a classifier's outputs alone; encode with its hf/ directory")
+        forward = self._output("last_hidden_state", "gives a head's outputs alone; encode with its hf/ directory")
 
         def pooled(inputs: Inputs, threads: int) -> Any:
             hidden_BTD = forward(inputs, threads)
@@ -145,7 +151,8 @@ class Encoder:
         Raises ValueError if the model was not fine-tuned to classify texts.
         """
         forward = self._output("logits", "has no head that classifies texts; open a fine-tuned model to predict")
-        names = {int(number): name for number, name in (self._served.config.get("id2label") or {}).items()}
+        default = {number: f"LABEL_{number}" for number in range(self.width)}  # as transformers leaves them out
+        names = {int(number): name for number, name in (self._served.config.get("id2label") or default).items()}
         kind = self._served.config.get("problem_type")
         logits = self._map(texts, forward, len(names)).astype(np.float64)
         if kind == "multi_label_classification":

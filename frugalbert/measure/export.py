@@ -19,7 +19,14 @@ import torch
 from frugalbert import run
 from frugalbert.config import Export, Machine
 from frugalbert.measure import card, onnx, quality
-from frugalbert.measure.models import OURS, copy_tokenizer, load_model, max_length, read_model_config
+from frugalbert.measure.models import (
+    OURS,
+    copy_tokenizer,
+    load_for_serving,
+    load_model,
+    max_length,
+    read_model_config,
+)
 from frugalbert.measure.session import feed, open_session, require_onnx
 from frugalbert.measure.timing import pick_clock, time_callable
 from frugalbert.progress import quiet
@@ -206,17 +213,17 @@ def _task_cost(task: str, source: Path, inputs: dict[str, Path], out: Path) -> d
 
 def _latency(model: Any, section: Export, out: Path) -> list[dict[str, Any]]:
     """One sequence on one CPU thread in every format: the figure for the card (the stage `bench` has the table)."""
-    serving = onnx.serving_part(model)
     length = min(LATENCY_LENGTH, max_length(model.config) or LATENCY_LENGTH)
-    batch = onnx.make_batch(serving, (1, length))
+    batch = onnx.make_batch(onnx.serving_part(model), (1, length))
     rows, clock = [], pick_clock(1, "cpu")
     for name in section.formats:
         if name == "hf":
+            serving = load_for_serving(out / "hf")  # for the stock class its heads may have been padded
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
             try:
                 with torch.inference_mode():
-                    timing = time_callable(lambda: serving(**batch), LATENCY_REPEATS, clock)
+                    timing = time_callable(lambda s=serving: s(**batch), LATENCY_REPEATS, clock)
             finally:
                 torch.set_num_threads(threads)
         else:

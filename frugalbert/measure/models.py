@@ -45,6 +45,8 @@ HEADS = {
 FORMS = ("hf", "onnx", "onnx-int8")
 """Directories of an export."""
 INT8_OPERATORS = (b"MatMulInteger", b"QLinearMatMul", b"DynamicQuantizeLinear")
+BEHIND_PADDING = ("camembert", "data2vec-text", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet", "xmod")
+"""Types beside RoBERTa's own whose positions begin behind the padding id (transformers' `padding_idx + 1`)."""
 SERVED = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 """Heads that are deployed with their encoder."""
 
@@ -143,13 +145,14 @@ def copy_tokenizer(sources: list[Path], out: Path) -> bool:
 def max_length(config: Any) -> int | None:
     """Most tokens the model reads at once, if its configuration (object or mapping) says so.
 
-    RoBERTa's positions begin behind the padding id.
+    The positions of RoBERTa and its kin begin behind the padding id.
     """
     values = config if isinstance(config, dict) else config.to_dict()
     value = values.get("max_position_embeddings")
     if not isinstance(value, int) or value <= 0:
         return None
-    return value - (values.get("pad_token_id", 1) + 1 if "roberta" in str(values.get("model_type")) else 0)
+    kind = str(values.get("model_type"))
+    return value - (values.get("pad_token_id", 1) + 1 if "roberta" in kind or kind in BEHIND_PADDING else 0)
 
 
 def load_for_serving(path: Path) -> Any:

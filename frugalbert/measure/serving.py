@@ -8,8 +8,8 @@ cores, one each: threads that share one matrix product wait for each other, in s
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +38,8 @@ class CannotCompile(ValueError):
 
 @dataclass(frozen=True)
 class Served:
-    """`outputs` has `last_hidden_state` (batch, tokens, `width`), `logits` (batch, labels), or both.
+    """`outputs` has `last_hidden_state` (batch, tokens, `width`), `logits` (batch, labels), or both; `token_logits`
+    (batch, tokens, labels) if an ONNX file labels tokens.
 
     Inputs are `input_ids`, `attention_mask` and perhaps `token_type_ids`, int64 (batch, tokens). `config`: config.json;
     `threads`: CPU threads it may use; `compile_seconds`: what compiling took, None = not compiled.
@@ -75,7 +76,15 @@ def serve_onnx(path: Path, threads: int) -> Served:
     """An ONNX file on the CPU; its config.json beside it is read if it is there. Raises ValueError."""
     from frugalbert.measure.session import feed, open_session
 
-    session = functools.cache(functools.partial(open_session, path))  # a thread pool each: most need only one of them
+    sessions: dict[int, Any] = {}  # a thread pool each: most need only one of them
+    lock = threading.Lock()
+
+    def session(number: int) -> Any:
+        with lock:
+            if number not in sessions:
+                sessions[number] = open_session(path, number)
+            return sessions[number]
+
     config = {}
     with contextlib.suppress(OSError, ValueError):
         config = run.read_json(path.with_name("config.json"))
@@ -85,7 +94,8 @@ def serve_onnx(path: Path, threads: int) -> Served:
     def forward(inputs: Inputs, number: int) -> Any:
         return session(number).run([node.name], feed(session(number), inputs))[0]
 
-    return Served({node.name: forward}, width, config, "cpu", "int8" if is_int8(path) else "fp32", threads)
+    name = "token_logits" if node.name == "logits" and len(node.shape) == 3 else node.name
+    return Served({name: forward}, width, config, "cpu", "int8" if is_int8(path) else "fp32", threads)
 
 
 def serve_torch(model: Any, device: Any, precision: str, threads: int, *, compiled: bool = False) -> Served:

@@ -238,6 +238,9 @@ def _time_mixed(task: dict[str, Any], cells: list[dict[str, Any]], emit: Callabl
     from frugalbert.measure import mixed
 
     encoder = mixed.open_encoder(task, _load)
+    if not encoder.encodes and not encoder.classifies:
+        emit({"note": f"bench: {task['path']} labels tokens: its time for whole texts is that of its hf/ directory"})
+        return
     repeats, clock = min(TEXT_REPEATS, task["repeats"]), pick_clock(task["threads"], task["device"])
 
     def timer(call: Callable[[], Any]) -> dict[str, Any]:

@@ -232,8 +232,7 @@ def _take_average(run: Run) -> None:
 def _figures(run: Run) -> dict[str, float]:
     """What the progress line shows."""
     state = run.state
-    busy = sum(state.costs.get(name, 0.0) for name in ("train", "wait"))
-    shown = {"step": state.step, "tokens_per_second": state.tokens / max(busy, 1e-9)}
+    shown = {"step": state.step, "tokens_per_second": state.tokens / max(state.busy(), 1e-9)}
     if state.usual_loss is not None:
         shown["loss"] = state.usual_loss
     if "validation_loss" in state.validation:

@@ -74,9 +74,11 @@ def at(found: Sequence[Span], progress: float) -> Span:
     return next(span for span in reversed(found) if progress >= span.start - 1e-12 or span is found[0])
 
 
-def tokens_per_step(found: Sequence[Span]) -> float:
-    """Places of a global batch, the mean over a budget in steps."""
-    return sum((span.end - span.start) * span.rows * span.length for span in found)
+def tokens_per_step(found: Sequence[Span], kind: str) -> float:
+    """Places of a global batch, the mean over the steps of a budget of this kind; tokens take equal times."""
+    if kind == "steps":
+        return sum((span.end - span.start) * span.rows * span.length for span in found)
+    return 1.0 / sum((span.end - span.start) / (span.rows * span.length) for span in found)
 
 
 def per_token(found: Sequence[Span], cost: Callable[[Span], float]) -> float:

@@ -7,6 +7,7 @@ leaves `auto` is tried, and only where enough training follows to pay for it.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -145,7 +146,7 @@ def _said(what: str, times: dict[Any, float], taken: object) -> str:
 
 
 def _pass(run: Run, drawn: Drawn) -> None:
-    accumulate(run, drawn, sync=False)
+    accumulate(run, drawn, sync=_sharded(run))
     for parameter in run.model.parameters():  # those of a second optimizer, too
         parameter.grad = None
 
@@ -174,12 +175,11 @@ def _step_seconds(run: Run, micro_batch: int, passes: int = PASSES) -> float:
 def _moving_seconds(run: Run) -> float:
     """Seconds in which the optimizer moves the weights; infinite if memory does not hold its state."""
     first = _first(run, run.state.micro_batch)[0]
-    spread = hasattr(run.parallel, "set_requires_gradient_sync")  # FSDP: there are no gradients before
     times: list[float] = []
     for _ in range(PASSES):
         seconds = math.inf
         try:
-            accumulate(run, first, sync=spread)
+            accumulate(run, first, sync=_sharded(run))
             _wait(run)
             started = time.perf_counter()
             run.optimizer.step()
@@ -202,6 +202,11 @@ def _first(run: Run, micro_batch: int) -> tuple[Drawn, int]:
     return Drawn(drawn.micros[:1], drawn.tokens, drawn.samples, drawn.epochs), len(drawn.micros)
 
 
+def _sharded(run: Run) -> bool:
+    """FSDP: before ranks have put their gradients together, they lie where nobody can remove them."""
+    return hasattr(run.parallel, "set_requires_gradient_sync")
+
+
 def _wait(run: Run) -> None:
     if run.device.type == "cuda":
         torch.cuda.synchronize(run.device)
@@ -219,12 +224,14 @@ def _left(run: Run) -> float:
 
 
 def _fit(run: Run) -> None:
-    """One pass: compiles, and halves the micro-batch until it fits on all ranks. Without a compiler it stays eager."""
+    """One pass and a piece of a validation: compiles, and halves the micro-batch until both fit on all ranks. Without a
+    compiler it stays eager."""
     full, why = True, "it failed on another rank"
     while full:
         full = failed = False
         try:
             _pass(run, run.draw(run.state.progress, run.state.samples, run.state.micro_batch))
+            _validate_once(run)
         except Exception as error:
             full, failed = is_out_of_memory(error), run.compiled and _of_compiler(error)
             if not full and not failed:
@@ -237,6 +244,25 @@ def _fit(run: Run) -> None:
             full = True
         elif full:
             halve(run)
+
+
+def _validate_once(run: Run) -> None:
+    """The first piece of a validation, and no figures."""
+    seen = 0
+
+    def pause() -> None:
+        nonlocal seen
+        seen += 1
+        if seen > 1:
+            raise _EnoughError
+
+    with contextlib.suppress(_EnoughError):
+        if run.validate is not None:
+            run.validate(pause)
+
+
+class _EnoughError(Exception):
+    pass
 
 
 def _of_compiler(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from frugalbert import dist
@@ -58,7 +59,9 @@ def build(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Machin
             take_step(run)
         before = run.state.tokens
         seconds, events = _traced(run, out / "trace.json.gz")
-        flops = method.objective.flops(run.model, attended(section, rows.sampler), mask_rate(section.mask, 0.5))
+        flops = method.objective.flops(
+            run.model, attended(section, rows.sampler), mask_rate(section.mask, run.state.progress)
+        )
         ceiling = gemm_ceiling(
             method.kept.config.to_arch(), run.state.micro_batch * rows.sampler.first, device, run.precision
         )
@@ -116,6 +119,8 @@ def _shares(events: list[Any], seconds: float, device: torch.device) -> dict[str
     kind = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     sums: dict[str, float] = {}
     for event in events:
+        if event.device_type != DeviceType.CPU:  # a kernel: its time is with the operator that started it
+            continue
         part = _part(event)
         sums[part] = sums.get(part, 0.0) + getattr(event, kind) / 1e6
     total = sum(sums.values())

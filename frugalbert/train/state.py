@@ -77,6 +77,10 @@ class State:
     settled: dict[str, str | bool] = field(default_factory=dict)  # what was measured to be the fastest
     ended: str = ""
 
+    def busy(self) -> float:
+        """Seconds of all steps, with what they waited for."""
+        return self.costs.get("train", 0.0) + self.costs.get("wait", 0.0)
+
     def used(self) -> dict[str, float]:
         """What has been used of each kind of budget."""
         return {"seconds": self.seconds, "tokens": self.tokens, "steps": self.step, "epochs": self.epochs}

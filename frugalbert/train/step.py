@@ -53,11 +53,7 @@ def _gradients(run: Run) -> tuple[Drawn, dict[str, float], float, int]:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        if dist.world() > 1:  # the others wait in the middle of the step
-            raise ValueError(
-                f"memory is full on rank {dist.rank()} with micro-batches of {run.state.micro_batch} sequences; "
-                f"set machine.micro_batch: {max(1, run.state.micro_batch // 2)}"
-            )
+        _refuse_among_ranks(run)
         halve(run)  # outside of `except`, whose traceback keeps the tensors alive
 
 
@@ -114,6 +110,7 @@ def _apply(run: Run, drawn: Drawn, norm: float, tokens: int) -> bool:
         if not full:
             raise
     if full:
+        _refuse_among_ranks(run)
         _start_again_smaller(run)
         return False
     state = run.state
@@ -140,7 +137,7 @@ def _log(run: Run, summed: dict[str, float], latest: dict[str, float]) -> None:
         return
     run.state.line = line
     steps, tokens = window.pop("steps"), window.pop("tokens")
-    now = sum(run.state.costs.get(name, 0.0) for name in ("train", "wait"))
+    now = run.state.busy()
     speed = tokens / max(1e-9, now - window.pop("busy", 0.0))
     means = {name: value / steps for name, value in window.items()}
     write_line(run, {**means, **latest, "tokens_per_second": speed})
@@ -191,7 +188,8 @@ def go_back(run: Run, why: str) -> None:
     state = run.state
     state.attempt, state.samples, state.epochs = before.attempt, before.samples, before.epochs
     state.restores, state.costs, state.micro_batch = before.restores + 1, before.costs, before.micro_batch
-    state.seconds, state.reserve, state.longest, state.window = before.seconds, before.reserve, before.longest, {}
+    state.seconds, state.reserve, state.longest = before.seconds, before.reserve, before.longest
+    state.window = {"busy": state.busy()}
     write_line(run, {"event": f"went back to the checkpoint of step {state.step}: {why}"})
     say(f"{why}; the run went back to its checkpoint of step {state.step}")
 
@@ -207,7 +205,9 @@ def _sentence(run: Run, what: str) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether memory is full, by the classes and words of torch, CUDA's libraries and Triton."""
+    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in words)
 
 
 def clear(run: Run) -> None:
@@ -226,9 +226,20 @@ def halve(run: Run) -> None:
     say(f"memory is full: micro-batches of {run.state.micro_batch} sequences from now on, the same global batch")
 
 
+def _refuse_among_ranks(run: Run) -> None:
+    """Raises ValueError if there are other ranks: they wait in the middle of the step, or have moved their weights."""
+    if dist.world() > 1:
+        raise ValueError(
+            f"memory is full on rank {dist.rank()} with micro-batches of {run.state.micro_batch} sequences; "
+            f"set machine.micro_batch: {max(1, run.state.micro_batch // 2)}"
+        )
+
+
 def _start_again_smaller(run: Run) -> None:
     """An optimizer that ran out of memory may have moved some of the weights: take them from the checkpoint."""
     halve(run)
+    if run.scaler:
+        run.scaler.update(run.scaler.get_scale())  # it has unscaled gradients that are gone
     before = run.state
     load(run, int(before.saved["steps"]))
     run.state.micro_batch, run.state.costs, run.state.seconds = before.micro_batch, before.costs, before.seconds

@@ -7,6 +7,9 @@ layer, forward and backward, in the run's precision, back to back: what a progra
 from __future__ import annotations
 
 import math
+import re
+import resource
+import sys
 import time
 from typing import Any
 
@@ -30,9 +33,11 @@ EXPECTED_OTHERWISE = 0.35
 PEAK_FLOPS = {  # dense bf16 and fp16 products, from the vendor's datasheets; CPUs' clocks depend on the load
     "NVIDIA B200": 2250e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
     "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA A100": 312e12,
     "NVIDIA L40S": 362e12,
+    "NVIDIA L40": 181e12,
     "NVIDIA L4": 121e12,
 }
 
@@ -70,8 +75,16 @@ def datasheet_share(flops_per_second: float, device: torch.device, precision: st
     if device.type != "cuda" or precision == "fp32":
         return None
     name = torch.cuda.get_device_name(device)
-    peak = next((value for start, value in PEAK_FLOPS.items() if name.startswith(start)), None)
-    return None if peak is None else round(flops_per_second / (peak * dist.world()), 4)
+    known = [start for start in PEAK_FLOPS if re.match(rf"{re.escape(start)}\b", name)]
+    return round(flops_per_second / (PEAK_FLOPS[max(known, key=len)] * dist.world()), 4) if known else None
+
+
+def peak_memory(device: torch.device) -> int:
+    """MB: of tensors on a GPU; else of this process since it began, whatever it did before."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) // 10**6
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 10**6
 
 
 def attended(section: Training, sampler: Sampler, rows: int = 512) -> float:
@@ -85,6 +98,12 @@ def attended(section: Training, sampler: Sampler, rows: int = 512) -> float:
     return float((sizes**2).sum() / sizes.sum())
 
 
+def measured_ceiling(run: Run, arch: Arch, tokens: int) -> float:
+    """FLOP/s of all ranks together, in the run's precision."""
+    with run.cost("setup"):
+        return dist.world() * gemm_ceiling(arch, tokens, run.device, run.precision)
+
+
 def announce(run: Run, section: Training, sampler: Sampler, kept: Any, flops: float) -> float:
     """Say what was derived; returns the measured ceiling of all ranks together in FLOP/s.
 
@@ -92,8 +111,7 @@ def announce(run: Run, section: Training, sampler: Sampler, kept: Any, flops: fl
     """
     arch, length = kept.config.to_arch(), sampler.first
     parameters, embeddings, _ = _parameters(kept)
-    with run.cost("setup"):
-        ceiling = dist.world() * gemm_ceiling(arch, run.micro_batch * length, run.device, run.precision)
+    ceiling = measured_ceiling(run, arch, run.micro_batch * length)
     size = sampler.batch_size(length)
     say(f"{run.stage}: {arch.brief()}, {number(parameters)} parameters, {number(embeddings)} of them in embeddings")
     if any(layer.pattern != "dense" for layer in arch.layers):
@@ -119,7 +137,7 @@ def announce(run: Run, section: Training, sampler: Sampler, kept: Any, flops: fl
 def _expected(run: Run, sampler: Sampler, speed: float) -> tuple[float, float]:
     """Steps and seconds to expect at `speed` tokens per second."""
     budget, found = run.recipe.budget, sampler.sets[sampler.first]
-    per_step = tokens_per_step(sampler.spans) * found.fill
+    per_step = tokens_per_step(sampler.spans, budget.kind) * found.fill
     steps = {
         "steps": budget.amount,
         "tokens": budget.amount / per_step,
@@ -152,8 +170,7 @@ def _summary(run: Run, model: Any, measured: dict[str, Any]) -> dict[str, Any]:
     state, ceiling = run.state, measured["ceiling_flops"]
     arch = model.config.to_arch()
     parameters, embeddings, encoder = _parameters(model)
-    busy = state.costs.get("train", 0.0) + state.costs.get("wait", 0.0)
-    speed = state.tokens / max(busy, 1e-9)
+    speed = state.tokens / max(state.busy(), 1e-9)
     flops = measured["flops_per_token"]
     costs = {name: round(state.costs.get(name, 0.0), 3) for name in COSTS}
     loss, accuracy = (state.validation.get(f"validation_{name}") for name in ("loss", "accuracy"))
@@ -179,6 +196,7 @@ def _summary(run: Run, model: Any, measured: dict[str, Any]) -> dict[str, Any]:
         "ranks": dist.world(),
         "precision": run.precision,
         "micro_batch": state.micro_batch,
+        "peak_memory_mb": peak_memory(run.device),
         "ended": state.ended,
         "restores": state.restores,
         "final_validation": as_json(state.validation),
@@ -199,6 +217,7 @@ def _say(run: Run, found: dict[str, Any]) -> None:
         f"{duration(found['seconds'])} ({spent}); {number(found['tokens_per_second'])} tokens/s, "
         f"{found['flop_utilisation_of_measured_ceiling']:.0%} of the matrix products' speed"
         + ("" if of_datasheet is None else f", {of_datasheet:.0%} of the datasheet's")
+        + f"; {found['peak_memory_mb']:,} MB of memory at most"
     )
     if costs["validation"] > 0.15 * total:
         say(f"{run.stage}: validation took much of the budget; lower {run.stage}.validation.rows or raise its every")

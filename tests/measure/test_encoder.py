@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -227,6 +228,42 @@ def test_a_classifier_is_timed_as_one(run_export: tuple[Path, dict]):
     assert (found["texts_per_second"], found["tokens_per_second"]) == (8.0, 2.0 * found["tokens"])
 
 
+def test_labels_without_names(run_export: tuple[Path, dict], tmp_path: Path):
+    """A configuration of two labels has no names for them where transformers wrote it."""
+    folder = tmp_path / "onnx"
+    shutil.copytree(run_export[0] / "tasks" / "updown" / "onnx", folder)
+    named = Encoder(folder, threads=1).predict(["word1"])[0]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({name: config[name] for name in config if name != "id2label"}))
+    assert Encoder(folder, threads=1).predict(["word1"])[0] == {
+        {"up": "LABEL_0", "down": "LABEL_1"}[name]: value for name, value in named.items()
+    }
+
+
+def test_an_onnx_file_that_labels_tokens(stock_dir: Path, tmp_path: Path):
+    """It has no vector and no label of a text, and its time for texts is not taken."""
+    from transformers import AutoConfig, BertForTokenClassification
+
+    from frugalbert.measure import timing
+    from frugalbert.measure.onnx import export_onnx
+
+    folder = tmp_path / "onnx"
+    shutil.copytree(stock_dir, folder)
+    config = AutoConfig.from_pretrained(stock_dir, num_labels=3)
+    export_onnx(BertForTokenClassification(config).eval(), folder / "model.onnx")
+    encoder = Encoder(folder / "model.onnx", threads=1)
+    assert not encoder.encodes
+    assert not encoder.classifies
+    with pytest.raises(ValueError, match="has no head that classifies texts"):
+        encoder.predict(["word1"])
+    told: list[dict[str, Any]] = []
+    cells = [{"batching": "in order", "texts": 2}]
+    task = {"kind": "onnx", "path": str(folder / "model.onnx"), "baseline": None, "device": "cpu", "threads": 1,
+            "precision": "fp32", "max_length": None, "repeats": 1, "rows": 2, "cells": cells}  # fmt: skip
+    timing.time_task(task, told.append)
+    assert ["labels tokens" in line["note"] for line in told] == [True]
+
+
 def test_several_labels_and_numbers(run_inputs: dict[str, Path], tmp_path: Path):
     folder = tmp_path / "model"
     shutil.copytree(run_inputs["finetune"] / "updown" / "model", folder)
@@ -273,6 +310,20 @@ def test_text_that_is_no_text(stock_dir: Path):
 def test_longest_inputs():
     sizes = {"max_position_embeddings": 514, "model_type": "xlm-roberta", "pad_token_id": 1}
     assert [max_length(config) for config in (sizes, sizes | {"model_type": "bert"}, {})] == [512, 514, None]
+    assert max_length(sizes | {"model_type": "mpnet"}) == 512
+
+
+def test_positions_behind_the_padding_end_where_transformers_ends():
+    from transformers import MPNetConfig, MPNetModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = MPNetConfig(vocab_size=20, max_position_embeddings=12, **sizes)
+    longest = max_length(config)
+    assert longest == 10
+    model = MPNetModel(config).eval()
+    model(torch.full((1, longest), 5))
+    with pytest.raises(IndexError):
+        model(torch.full((1, longest + 1), 5))
 
 
 def test_mistakes_are_one_sentence(stock_export: Path, stock_dir: Path, run_export: tuple[Path, dict], tmp_path: Path):
@@ -293,7 +344,7 @@ def test_mistakes_are_one_sentence(stock_export: Path, stock_dir: Path, run_expo
         (lambda: encoder.encode([("a", "b", "c")]), "texts[0] is tuple"),  # type: ignore[list-item]
         (lambda: encoder.encode(["a"], pooling=wrong), "pooling None is unknown; write mean or cls"),
         (lambda: encoder.predict(["a"]), "stock has no head that classifies texts; open a fine-tuned model to predict"),
-        (lambda: classifier.encode(["a"]), "onnx gives a classifier's outputs alone; encode with its hf/ directory"),
+        (lambda: classifier.encode(["a"]), "onnx gives a head's outputs alone; encode with its hf/ directory"),
         (lambda: Encoder(stock_dir, max_length=65), "max_length is 65, but"),
         (lambda: Encoder(tmp_path / "absent"), "absent does not exist; name a model directory"),
         (lambda: Encoder(tmp_path / "absent.onnx"), "absent.onnx does not exist"),

@@ -234,6 +234,36 @@ def test_full_memory_halves_the_micro_batch(where: str, times: int, tmp_path: Pa
 
 
 @pytest.mark.fault("R10")
+def test_full_memory_in_a_step_whose_gradients_are_unscaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = toy.make(tmp_path, batch_size=16, micro_batch=16)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    moved, left = run.optimizer.step, [1]
+
+    def optimizer_step() -> None:
+        if run.state.step == 5 and left:
+            raise torch.OutOfMemoryError("CUDA out of memory", left.pop())
+        moved()
+
+    run.optimizer.step = optimizer_step  # type: ignore[method-assign]
+    loop.train(run)
+    assert (run.state.micro_batch, run.state.ended, run.scaler.get_scale()) == (8, "budget", 8.0)
+
+
+@pytest.mark.fault("R10")
+def test_full_memory_in_the_step_of_one_rank_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The others have moved their weights: halving here would leave the ranks with different ones."""
+    run = toy.make(tmp_path, micro_batch=8)
+
+    def optimizer_step() -> None:
+        monkeypatch.setattr(step.dist, "world", lambda: 2)
+        raise RuntimeError("Triton Error [CUDA]: out of memory")
+
+    run.optimizer.step = optimizer_step  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"memory is full on rank 0 .*; set machine.micro_batch: 4"):
+        loop.train(run)
+
+
+@pytest.mark.fault("R10")
 def test_memory_that_never_suffices_is_one_sentence(tmp_path: Path):
     run = toy.make(tmp_path, micro_batch=8)
 

@@ -31,7 +31,9 @@ def test_the_parts_of_a_budget():
     assert {(part.schedule, part.begin, part.finish, part.peak) for part in found} == {(0, 0.0, 1.0, 1.0)}
     own = spans(section(phases=[{"length": 64, "share": 0.5, "batch_size": 3}, {"length": 32, "share": 0.25}]), 32)
     assert [part.rows for part in own] == [8, 3, 6], "as many tokens as the phase before"
-    assert tokens_per_step(own) == pytest.approx(0.25 * 8 * 32 + 0.5 * 3 * 64 + 0.25 * 6 * 32)
+    assert tokens_per_step(own, "steps") == pytest.approx(0.25 * 8 * 32 + 0.5 * 3 * 64 + 0.25 * 6 * 32)
+    steps = 0.25 / (8 * 32) + 0.5 / (3 * 64) + 0.25 / (6 * 32)  # for each token of the budget
+    assert tokens_per_step(own, "tokens") == tokens_per_step(own, "seconds") == pytest.approx(1 / steps)
     assert per_token(own, lambda part: part.length) == pytest.approx((64 * 32 + 96 * 64 + 48 * 32) / (64 + 96 + 48))
 
 

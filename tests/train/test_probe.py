@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,24 @@ def test_a_little_faster_is_not_enough_and_what_does_not_fit_is_left_out(
     probe.settle(run)
     assert run.state.micro_batch == 4, "8 is infinite, 2 less than 3 % faster than 4"
     assert run.state.settled == {"precision": "fp32", "compiled": False}
+
+
+def test_a_validation_is_fitted_into_memory_like_a_step(tmp_path: Path):
+    """By its first piece: one that needs more than the step would end the run hours later."""
+    run, pieces = trying(tmp_path, "micro_batch"), []
+
+    def validate(pause: Callable[[], None]) -> dict[str, float]:
+        for _ in range(3):
+            pause()
+            if run.state.micro_batch > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            pieces.append(run.state.micro_batch)
+        return {"validation_loss": 1.0}
+
+    run.trial, run.validate = True, validate
+    probe._fit(run)
+    assert (run.state.micro_batch, pieces) == (2, [2])
+    assert run.state.validation == {}
 
 
 def test_a_disturbed_stop_watch_must_err_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 from typer.testing import CliRunner
 
 from frugalbert.cli import app
@@ -49,10 +51,25 @@ def test_the_bottleneck_is_named(shares: dict[str, float], start: str):
     assert profile.bottleneck(shares, 0.5).startswith(start)
 
 
+def test_a_kernel_counts_once():
+    """On a GPU an operator's event has the time of its kernels, which are events, too; the rest is waiting."""
+    host, kernel = (SimpleNamespace(name=name, cpu_parent=None, device_type=kind, self_device_time_total=4e5)
+                    for name, kind in (("aten::mm", DeviceType.CPU), ("nvjet_gemm", DeviceType.CUDA)))  # fmt: skip
+    shares = profile._shares([host, kernel], 1.0, torch.device("cuda"))
+    assert shares == {profile.IDLE: pytest.approx(0.6), profile.PRODUCTS: pytest.approx(0.4)}
+
+
 def test_the_datasheets_share(monkeypatch: pytest.MonkeyPatch):
     """Of dense products, by the name that torch gives; none for CPUs, fp32 and unknown processors."""
     gpu = torch.device("cuda")
-    for name, expected in (("NVIDIA H200", 0.5), ("NVIDIA A100-SXM4-80GB", 494.5 / 312), ("NVIDIA H100 PCIe", None)):
+    for name, expected in (
+        ("NVIDIA H200", 0.5),
+        ("NVIDIA A100-SXM4-80GB", 494.5 / 312),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA L40", 494.5 / 181),
+        ("NVIDIA L4", 494.5 / 121),
+        ("NVIDIA H200 NVL", 494.5 / 835),
+    ):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
         assert datasheet_share(494.5e12, gpu, "bf16") == (expected and pytest.approx(expected, abs=1e-4))
     assert datasheet_share(494.5e12, gpu, "fp32") is None
