@@ -146,7 +146,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="nothing is run: write what is there")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    options.arms = options.arms or [arm for arm in arms if arm.startswith("ours") or not options.parts]
+    options.arms = options.arms or [arm for arm in arms if not options.parts or arm.split("-")[0] == "ours"]
     options.out = options.out or RESULTS / f"time_to_loss{'_parts' if options.parts else ''}.json"
     options.work, options.device = options.work.resolve(), device
     return options

@@ -111,7 +111,7 @@ class Machine(Section):
     tried before the first step of all but short trainings; halved on out-of-memory."""
     compile: Literal["auto"] | bool = "auto"
     """torch.compile of one encoder block, reused by all layers. `auto`: tried, and kept if it is faster, where 10
-    minutes (on a CPU 15) of training follow. Without a compiler it is left out, with a line that says why."""
+    minutes (on a CPU an hour) of training follow. Without a compiler it is left out, with a line that says why."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """With several ranks: replicas (`ddp`), or parameters spread over them (`fsdp`, for large models)."""
     trackers: Texts = ()
