@@ -219,11 +219,6 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def barrier() -> None:
-    """Wait until all ranks are here."""
-    agree([0.0])
-
-
 def wrap(model: nn.Module, device: torch.device, strategy: str) -> nn.Module:
     """The model whose gradients are averaged over the ranks; with one rank the model itself.
 

@@ -266,11 +266,8 @@ def _latency(config: Config, folder: Path, known: dict[str, Any]) -> str:
     section, space = config.latency, _choices(config)
     assert section is not None
     timed = min(section.architectures, space.size())
-    operations = (
-        section.batch_size
-        * section.length
-        * _mean(space, lambda arch: forward_flops(arch, section.length), stratified=True)
-    )
+    per_token = _mean(space, lambda arch: forward_flops(arch, section.length), stratified=True)
+    operations = section.batch_size * section.length * per_token
     speed = GPU_FLOPS / 10 if section.device == "cuda" else section.threads * SERVING_FLOPS
     seconds = timed * READINGS * (READING_SECONDS[section.backend] + (section.repeats + 2) * operations / speed)
     where = section.device if section.device == "cuda" else f"{section.threads} CPU thread{'s' * (section.threads > 1)}"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from tests.structure import path_of, sources
 
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 60, 7
-PACKAGE_LINES = 35_200
+PACKAGE_LINES = 35_000
 
 LONG_FILES = {
     "frugalbert/config.py": "one page with every setting is the point of it; more than half is documentation",

@@ -19,14 +19,8 @@ import torch
 from frugalbert import run
 from frugalbert.config import Export, Machine
 from frugalbert.measure import card, onnx, quality
-from frugalbert.measure.models import (
-    OURS,
-    copy_tokenizer,
-    load_for_serving,
-    load_model,
-    max_length,
-    read_model_config,
-)
+from frugalbert.measure.models import OURS, copy_tokenizer, load_for_serving, load_model, max_length, read_model_config
+from frugalbert.measure.serving import cpu_threads
 from frugalbert.measure.session import feed, open_session, require_onnx
 from frugalbert.measure.timing import pick_clock, time_callable
 from frugalbert.progress import quiet
@@ -219,13 +213,8 @@ def _latency(model: Any, section: Export, out: Path) -> list[dict[str, Any]]:
     for name in section.formats:
         if name == "hf":
             serving = load_for_serving(out / "hf")  # for the stock class its heads may have been padded
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)
-            try:
-                with torch.inference_mode():
-                    timing = time_callable(lambda s=serving: s(**batch), LATENCY_REPEATS, clock)
-            finally:
-                torch.set_num_threads(threads)
+            with cpu_threads(1), torch.inference_mode():
+                timing = time_callable(lambda s=serving: s(**batch), LATENCY_REPEATS, clock)
         else:
             session = open_session(out / name / "model.onnx")
             arrays = feed(session, batch)

@@ -8,6 +8,7 @@ cores, one each: threads that share one matrix product wait for each other, in s
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import threading
 import time
@@ -76,14 +77,11 @@ def serve_onnx(path: Path, threads: int) -> Served:
     """An ONNX file on the CPU; its config.json beside it is read if it is there. Raises ValueError."""
     from frugalbert.measure.session import feed, open_session
 
-    sessions: dict[int, Any] = {}  # a thread pool each: most need only one of them
-    lock = threading.Lock()
+    opened, lock = functools.cache(open_session), threading.Lock()
 
     def session(number: int) -> Any:
-        with lock:
-            if number not in sessions:
-                sessions[number] = open_session(path, number)
-            return sessions[number]
+        with lock:  # a thread pool each: most need only one of them
+            return opened(path, number)
 
     config = {}
     with contextlib.suppress(OSError, ValueError):
@@ -109,7 +107,7 @@ def serve_torch(model: Any, device: Any, precision: str, threads: int, *, compil
             import torch
 
             tensors = {key: torch.from_numpy(value).to(device) for key, value in inputs.items()}
-            with torch.inference_mode(), dist.autocast(device, chosen), _threads(number):
+            with torch.inference_mode(), dist.autocast(device, chosen), cpu_threads(number):
                 return module(**tensors)[name].float()
 
         return call
@@ -160,7 +158,7 @@ def pick_precision(asked: str, encoder: Any, device: Any) -> str:
 
 
 @contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
+def cpu_threads(number: int) -> Iterator[None]:
     """torch's CPU threads during a call; the caller's setting comes back after it."""
     import torch
 

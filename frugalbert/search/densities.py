@@ -52,22 +52,13 @@ def filled(family: str, wanted: float, length: int) -> str:
     return explicit(_grown(mask, larger & ~mask, round(wanted * length**2)))
 
 
-def scattered(wanted: float, length: int, seed: int) -> str:
-    """Symmetric random pairs at exactly (to one pair of pairs) the wanted density."""
-    order = np.random.default_rng(seed).permutation(length * length)
-    return explicit(_grown(np.zeros((length, length), bool), np.ones((length, length), bool),
-                           round(wanted * length**2), order))  # fmt: skip
-
-
-def _grown(mask: np.ndarray, more: np.ndarray, pairs: int, order: np.ndarray | None = None) -> np.ndarray:
+def _grown(mask: np.ndarray, more: np.ndarray, pairs: int) -> np.ndarray:
     mask, symmetric = mask.copy(), bool((mask == mask.T).all() and (more == more.T).all())
     free = np.flatnonzero(np.triu(more) if symmetric else more)
-    if order is None:
-        wanted = max(0, pairs - int(mask.sum())) / (2 if symmetric else 1)
-        order = free[np.unique(np.linspace(0, len(free), min(len(free), round(wanted)), endpoint=False).astype(int))]
-        order = np.concatenate([order, np.setdiff1d(free, order)])
     room = pairs - int(mask.sum())
-    for place in order[np.isin(order, free)].tolist():
+    wanted = max(0, room) / (2 if symmetric else 1)
+    order = free[np.unique(np.linspace(0, len(free), min(len(free), round(wanted)), endpoint=False).astype(int))]
+    for place in [*order.tolist(), *np.setdiff1d(free, order).tolist()]:
         i, j = divmod(place, len(mask))
         cost = 2 if symmetric and i != j else 1
         if cost <= room:

@@ -22,7 +22,7 @@ from frugalbert.train import pretrain, probe
 from frugalbert.train.batches import mask_rate
 from frugalbert.train.state import Run
 from frugalbert.train.step import take_step
-from frugalbert.train.summary import attended, gemm_ceiling
+from frugalbert.train.summary import attended, measured_ceiling
 
 WARM, STEPS = 3, 5
 DATA, OPTIMIZER, HEAD, IDLE = "data and masks", "optimizer", "vocabulary and loss", "waiting for the CPU"
@@ -59,12 +59,9 @@ def build(section: Pretrain, inputs: dict[str, Path], out: Path, machine: Machin
             take_step(run)
         before = run.state.tokens
         seconds, events = _traced(run, out / "trace.json.gz")
-        flops = method.objective.flops(
-            run.model, attended(section, rows.sampler), mask_rate(section.mask, run.state.progress)
-        )
-        ceiling = gemm_ceiling(
-            method.kept.config.to_arch(), run.state.micro_batch * rows.sampler.first, device, run.precision
-        )
+        rate = mask_rate(section.mask, run.state.progress)
+        flops = method.objective.flops(run.model, attended(section, rows.sampler), rate)
+        ceiling = measured_ceiling(run, method.kept.config.to_arch(), run.state.micro_batch * rows.sampler.first)
     speed = (run.state.tokens - before) / seconds
     shares = _shares(events, seconds, device)
     found = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import resource
 import sys
 import time
 from typing import Any
@@ -83,6 +82,8 @@ def peak_memory(device: torch.device) -> int:
     """MB: of tensors on a GPU; else of this process since it began, whatever it did before."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 10**6
+    import resource  # not on Windows
+
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 10**6
 

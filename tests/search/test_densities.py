@@ -1,10 +1,9 @@
 """Patterns at equal density: nearest members, exact fillings, families that cannot."""
 
-import numpy as np
 import pytest
 
 from frugalbert.model.patterns import dense, density, parse
-from frugalbert.search.densities import closest, filled, scattered
+from frugalbert.search.densities import closest, filled
 
 LOGSPARSE = 1666 / 128**2
 FAMILIES = ("window:{}", "strided:{}/16", "fixed:{}/1/16", "window:{}&0", "window:{}&0+64", "bigbird:1/{}/3/128&0")
@@ -28,16 +27,6 @@ def test_the_nearest_member():
     for number in (5, 7):
         assert abs(density("window:6", 128) - LOGSPARSE) < abs(density(f"window:{number}", 128) - LOGSPARSE)
     assert closest("window:{}", 1.0, 16) == "window:16"
-
-
-def test_scattered_pairs_have_no_structure_but_their_number():
-    one, same, other = (dense(parse(scattered(LOGSPARSE, 128, seed))[0], 128) for seed in (1, 1, 2))
-    assert (one == one.T).all()
-    assert 1665 <= one.sum() <= 1666
-    assert (one == same).all()
-    assert (one & other).sum() < 0.2 * one.sum()
-    by_distance = np.array([one.diagonal(d).mean() for d in range(64)])
-    assert by_distance.max() < 0.25
 
 
 def test_a_family_that_is_too_dense_says_so():
