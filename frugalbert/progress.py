@@ -101,7 +101,7 @@ class Progress:
         """Say that `done` of `total` is reached, with further figures such as `loss=3.2`."""
         now = time.monotonic()
         if self._first is None:
-            self._first = done  # a resumed run does not claim the earlier work's speed
+            self._first, self._start = done, now  # neither earlier work nor set-up counts as speed
         if self._bar is not None:
             self._bar.update(self._task, completed=done, figures=self._line(done, figures, now))
         elif is_main_rank() and now - self._spoken >= self.every:

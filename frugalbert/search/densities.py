@@ -12,12 +12,6 @@ import numpy as np
 from frugalbert.model.patterns import Pattern, dense, density, pack, parse
 
 
-def closest(family: str, wanted: float, length: int) -> str:
-    """The member of `family` whose density at `length` tokens is nearest to `wanted`; of two, the sparser."""
-    members = _around(family, wanted, length)
-    return min(members, key=lambda text: abs(density(text, length) - wanted))
-
-
 def _around(family: str, wanted: float, length: int) -> tuple[str, str]:
     """The densest member that is not denser than wanted, and the next. Raises ValueError if the sparsest is denser."""
     start = 0 if _is_pattern(family.format(0)) else 1

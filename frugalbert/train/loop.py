@@ -87,7 +87,8 @@ def _begin(run: Run) -> None:
             checkpoint.check_disk(run.folder, estimate(run))
     probe.settle(run)
     observe(run)
-    if not run.state.saved:
+    if not run.state.step:  # what was tried and compiled before must not be taken out of the warm-up
+        run.state.begun, run.state.progress = run.state.seconds, 0.0
         save(run)
 
 
@@ -103,10 +104,12 @@ def observe(run: Run) -> None:
 
 
 def _share(run: Run) -> float:
-    """Progress now; of a budget in seconds the time for the last validation and checkpoint is set aside."""
+    """Progress now; of a budget in seconds the time before the first step does not count, and that for the last
+    validation and checkpoint is set aside."""
     state, budget = run.state, run.recipe.budget
     if budget.kind == "seconds":
-        return min(1.0, state.seconds / (budget.amount - min(state.reserve, budget.amount / 2)))
+        whole = budget.amount - min(state.reserve, budget.amount / 2) - state.begun
+        return min(1.0, (state.seconds - state.begun) / whole) if whole > 0 else 1.0
     return progress(budget, seconds=0.0, tokens=state.tokens, steps=state.step, epochs=state.epochs)
 
 

@@ -53,6 +53,7 @@ class State:
     epochs: float = 0.0
     tokens: int = 0
     seconds: float = 0.0
+    begun: float = 0.0  # seconds of the budget used before the first step: set-up, trials, compiling
     progress: float = 0.0
     reserve: float = 0.0  # seconds of the budget kept for the last validation and checkpoint
     micro_batch: int = 0

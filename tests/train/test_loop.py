@@ -85,6 +85,21 @@ def test_overshoot_is_at_most_one_step_and_a_checkpoint(stop_at: float, tmp_path
         assert [line["learning_rate"] for line in toy.lines(tmp_path) if "loss" in line][-1] > 0.01
 
 
+@pytest.mark.fault("R13")
+def test_the_schedule_begins_with_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Trials and compiling take a fifth of the budget: not out of the warm-up, and not beyond the budget's end."""
+    time = Time()
+    run = timed(tmp_path, time, "100s", {"draw": 1.0})
+    monkeypatch.setattr(loop.probe, "settle", lambda run: setattr(time, "now", time.now + 20.0))
+    loop.train(run)
+    first, *_, last = [line for line in toy.lines(tmp_path) if "loss" in line]
+    assert first["seconds"] >= 20
+    assert first["progress"] < 0.02
+    assert first["learning_rate"] < 0.2 * 0.02
+    assert last["progress"] > 0.97
+    assert 97 <= run.state.seconds <= 101
+
+
 def until(draw: Any, time: Time, end: float) -> Any:
     """`draw` that dies at a time."""
 
