@@ -295,9 +295,9 @@ def load(run: Run, step: int) -> None:
         parts[kind][rest] = tensor
     own = load_file(checkpoint.path_of(run.folder, step) / "model.safetensors")
     set_weights(run.model, {**{run.prefix + name: tensor for name, tensor in own.items()}, **parts["model"]})
-    if set(state) != {item.name for item in fields(State)}:
+    if not set(state) <= {item.name for item in fields(State)}:  # what an earlier version lacks has its default
         raise ValueError(
-            f"the checkpoints in {run.folder} are of another version of frugalbert; continue with that one"
+            f"the checkpoints in {run.folder} are of a later version of frugalbert; continue with that one"
         )
     run.state = State(**state | {"validation": {name: float(value) for name, value in state["validation"].items()}})
     load_optimizer_state(run.optimizer, parts["optimizer"], run.state.optimizer)

@@ -153,6 +153,14 @@ def test_a_clock_that_jumps_only_moves_forward(at: int, jump: float, tmp_path: P
     assert 57 <= run.state.seconds <= 62
 
 
+def test_a_checkpoint_of_a_later_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    toy.go(tmp_path, toy.changed(budget=Budget.parse("3steps")))
+    tensors, numbers = state.checkpoint.load(tmp_path / "checkpoints", 3)
+    monkeypatch.setattr(state.checkpoint, "load", lambda *where: (tensors, numbers | {"unheard_of": 1}))
+    with pytest.raises(ValueError, match=r"checkpoints in .* are of a later version of frugalbert; continue with that"):
+        toy.go(tmp_path, toy.changed(budget=Budget.parse("5steps")))
+
+
 @pytest.mark.parametrize("text, steps", [("7steps", 7), ("500tok", 11), ("1.5epochs", 12)])
 def test_other_budgets_end_where_they_say(text: str, steps: int, tmp_path: Path):
     run = toy.go(tmp_path, toy.changed(budget=Budget.parse(text)))
