@@ -97,6 +97,15 @@ def time_to_loss(found: Found) -> str:
     return text + ("\n\nAfter fine-tuning, and BLiMP:\n\n" + "\n".join(below) if below else "")
 
 
+def repeats(found: Found) -> str:
+    rows = [
+        (row["arm"], row["seed"], *(f"{row[name]:.2f}" for name in ("all", "copy_in_sight", "no_copy")))
+        for row in found["rows"]
+    ]
+    head = ("arm", "seed", "loss", "of rarer words with a copy in sight", "without one")
+    return grid(head, rows) + f"\n\nRarer: all but the {found['frequent']} most frequent of the vocabulary."
+
+
 def scaling(found: Found) -> str:
     parts = []
     if sizes := found.get("sizes"):
@@ -207,6 +216,7 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Found], str]], ...] = (
         "benchmarks/time_to_loss.py --work DIR --minutes 5 --parts",
         time_to_loss,
     ),
+    ("What the loss consists of", "repeats", "benchmarks/repeats.py --work DIR", repeats),
     ("How it scales", "scaling", "benchmarks/scaling.py --part sizes processes data --work DIR", scaling),
 )
 """Heading, result file (also with `_gpu`), command, renderer."""

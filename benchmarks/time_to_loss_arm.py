@@ -210,14 +210,20 @@ def written(model: Path) -> float:
 
 
 def held_out(model: Path, task: dict[str, Any], device: Any, rows: int) -> dict[str, float]:
-    """Mean loss and accuracy at 15 % masks, in fp32: the same held-out rows and masks for every model, ours or stock.
-
-    A model sees the rows as it was trained to: only its document, or, as run_mlm does, the whole row.
-    """
+    """Mean loss and accuracy at 15 % masks, in fp32: the same held-out rows and masks for all, ours or stock."""
     import torch
 
+    net, objective, text = opened(model, task, device, rows)
+    with torch.no_grad():
+        found = text.measure(lambda batch: objective.score(net, batch), 64, lambda: None)
+    return {"loss": found["validation_loss"], "accuracy": found["validation_accuracy"]}
+
+
+def opened(model: Path, task: dict[str, Any], device: Any, rows: int) -> tuple[Any, Any, Any]:
+    """A model, what scores it, and the held-out rows. It sees them as it was trained to: only its document, or, as
+    run_mlm does, the whole row."""
     from frugalbert.data import tokenizer as tokenizers
-    from frugalbert.data.masking import Batch, Vocabulary
+    from frugalbert.data.masking import Vocabulary
     from frugalbert.model.modeling import FrugalForMaskedLM
     from frugalbert.train.batches import HeldOut
     from frugalbert.train.objectives import MaskedLM
@@ -227,13 +233,7 @@ def held_out(model: Path, task: dict[str, Any], device: Any, rows: int) -> dict[
     vocabulary = Vocabulary.from_tokenizer(tokenizers.load(data / "tokenizer"))
     net = load_model(str(model), "model", model, FrugalForMaskedLM, vocabulary, whole=True).to(device).eval()
     isolate = "trainer" not in task and task["pretrain"].get("isolate_documents", True)
-
-    def score(batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        with torch.no_grad():
-            return MaskedLM(isolate).score(net, batch)
-
-    found = HeldOut(data / "shards", LENGTH, vocabulary.to(device), rows).measure(score, 64, lambda: None)
-    return {"loss": found["validation_loss"], "accuracy": found["validation_accuracy"]}
+    return net, MaskedLM(isolate), HeldOut(data / "shards", LENGTH, vocabulary.to(device), rows)
 
 
 def scores(folder: Path, device: str) -> dict[str, Any]:
