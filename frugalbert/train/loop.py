@@ -105,21 +105,19 @@ def observe(run: Run) -> None:
 
 def _share(run: Run) -> float:
     """Progress now; of a budget in seconds the time before the first step does not count, and that for the last
-    validation and checkpoint is set aside."""
-    state, budget = run.state, run.recipe.budget
+    validation and checkpoint is set aside: it comes to `stop_at` when what is left is needed for them."""
+    state, budget, end = run.state, run.recipe.budget, run.recipe.stop_at
     if budget.kind == "seconds":
-        whole = budget.amount - min(state.reserve, budget.amount / 2) - state.begun
-        return min(1.0, (state.seconds - state.begun) / whole) if whole > 0 else 1.0
+        last = end * budget.amount
+        whole = last - min(state.reserve, last / 2) - state.begun
+        return min(1.0, end * (state.seconds - state.begun) / whole) if whole > 0 else 1.0
     return progress(budget, seconds=0.0, tokens=state.tokens, steps=state.step, epochs=state.epochs)
 
 
 def _over(run: Run) -> str:
     """Why the run ends now, or an empty text."""
     state, recipe = run.state, run.recipe
-    last = recipe.stop_at * recipe.budget.amount
     if state.progress >= recipe.stop_at:
-        return "budget"
-    if recipe.budget.kind == "seconds" and state.seconds >= last - min(state.reserve, last / 2):
         return "budget"
     stop, loss = recipe.early_stop, state.validation.get("validation_loss")
     if stop is None:

@@ -86,17 +86,20 @@ def test_overshoot_is_at_most_one_step_and_a_checkpoint(stop_at: float, tmp_path
 
 
 @pytest.mark.fault("R13")
-def test_the_schedule_begins_with_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Trials and compiling take a fifth of the budget: not out of the warm-up, and not beyond the budget's end."""
+@pytest.mark.parametrize("stop_at", [1.0, 0.5])
+def test_the_schedule_begins_with_the_first_step(stop_at: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Trials and compiling take up to a fifth: not out of the warm-up or the average, nor beyond the budget's end."""
     time = Time()
-    run = timed(tmp_path, time, "100s", {"draw": 1.0})
+    settings = {"stop_at": stop_at, "checkpoints": Checkpoints(average=3)}
+    run = timed(tmp_path, time, f"{100 / stop_at:g}s", {"draw": 1.0}, **settings)
     monkeypatch.setattr(loop.probe, "settle", lambda run: setattr(time, "now", time.now + 20.0))
     loop.train(run)
     first, *_, last = [line for line in toy.lines(tmp_path) if "loss" in line]
     assert first["seconds"] >= 20
     assert first["progress"] < 0.02
     assert first["learning_rate"] < 0.2 * 0.02
-    assert last["progress"] > 0.97
+    assert last["progress"] > 0.97 * stop_at
+    assert run.state.averaged == 3
     assert 97 <= run.state.seconds <= 101
 
 
