@@ -52,12 +52,12 @@ from frugalbert.yamlfile import load
 RESULTS = ROOT / "benchmarks" / "results"
 ARM = Path(__file__).with_name("time_to_loss_arm.py")
 SIZES: dict[str, dict[str, Any]] = {
-    "cpu": {"family": "4x256 heads=4", "ffn": (640, 1024), "batch": 32, "24hbert": 32, "trials": (16, (4, 8))},
-    "cuda": {"family": "12x512 heads=8", "ffn": (1408, 2048), "batch": 1024, "24hbert": 1024,
+    "cpu": {"family": "4x256 heads=4", "ffn": (640, 1024), "batch": 16, "24hbert": 32, "trials": (16, (4, 8))},
+    "cuda": {"family": "12x512 heads=8", "ffn": (1408, 2048), "batch": 512, "24hbert": 1024,
              "trials": (256, (64, 128, 512))},
 }  # fmt: skip
-"""What fits a device: width of GeGLU and of GELU, rows of 64 tokens a step (ours), of 128 (24hBERT; trials: the size at
-which rates are tried, and the other sizes)."""
+"""What fits a device: width of GeGLU and of GELU, rows of 128 tokens a step (ours, 24hBERT; trials: the size at which
+rates are tried, and the other sizes)."""
 RATES = (3e-4, 6e-4, 1e-3, 2e-3, 4e-3)
 BEST, DOWNSTREAM = "run_mlm-best", ("run_mlm-best", "ours")
 YAML = """
@@ -79,22 +79,25 @@ def ours(device: str) -> dict[str, dict[str, Any]]:
         for family in ("modern", "bert", "bert-preln")
     )
     recipe = {
-        "arch": modern, "batch_size": size["batch"], "phases": [{"length": 128, "share": 0.4}],
-        "optimizer": "muon", "muon_learning_rate": 0.01, "learning_rate": 2e-3, "weight_decay": 0.1,
-        "warmup": 0.05, "curve": "linear", "mask": {"rate": [0.8, 0.15]},
+        "arch": modern, "batch_size": size["batch"], "optimizer": "muon", "muon_learning_rate": 0.01,
+        "learning_rate": 2e-3, "weight_decay": 0.1, "warmup": 0.05, "curve": "linear",
+        "mask": {"rate": [0.3, 0.15]},  # GPT-BERT's schedule
     }  # fmt: skip
+    many = {"mask": {"rate": [0.8, 0.15]}}
+    short = {"phases": [{"length": 128, "share": 0.4}], "batch_size": 2 * size["batch"]}  # rows of 64 first
     parts: dict[str, dict[str, Any]] = {
         "": {},
         "-muon": {"optimizer": "adamw", "learning_rate": 3e-3},
         "-masks": {"mask": {"rate": 0.15}},
-        "-many-masks": {"mask": {"rate": [0.3, 0.15]}},  # GPT-BERT's schedule
+        "+many-masks": many,
         "-weight-decay": {"weight_decay": 0.01},
         "-decay": {"curve": "constant"},
         "+wsd": {"curve": "wsd", "curve_options": {"cooldown": 0.5}},
         "-modern": {"arch": stock},
         "-isolation": {"isolate_documents": False},
         "+ramp": {"batch_size": 2 * size["batch"], "batch_ramp": {"start": size["batch"] // 2, "share": 0.5}},
-        "-lengths": {"phases": [], "batch_size": size["batch"] // 2},
+        "+lengths": short,
+        "+lengths+many-masks": short | many,  # the recipe that was best in trainings of 1 to 8 million tokens
         "-small-batch": {"batch_size": 2 * size["batch"]},
         "+smaller-batch": {"batch_size": size["batch"] // 2},
         "+average": {"checkpoints": {"average": 3}},
