@@ -210,12 +210,7 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Found], str]], ...] = (
         sparse_attention,
     ),
     ("Loss at a fixed wall clock", "time_to_loss", "benchmarks/time_to_loss.py --work DIR", time_to_loss),
-    (
-        "Which parts pay",
-        "time_to_loss_parts",
-        "benchmarks/time_to_loss.py --work DIR --minutes 5 --parts",
-        time_to_loss,
-    ),
+    ("Which parts pay", "time_to_loss_parts", "benchmarks/time_to_loss.py --work DIR --parts", time_to_loss),
     ("What the loss consists of", "repeats", "benchmarks/repeats.py --work DIR", repeats),
     ("How it scales", "scaling", "benchmarks/scaling.py --part sizes processes data --work DIR", scaling),
 )

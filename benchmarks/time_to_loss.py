@@ -13,8 +13,9 @@ is taken after the clock.
                 the schedule ends with the clock
   24hbert       the recipe of 24hBERT (configs/academic-24h.yaml) on our engine. Scaled as its authors chose batch and
                 size, for enough updates: our size in its family, and a batch that leaves thousands of updates
-  ours          the toolkit's recipe, found by hand in two dozen trainings of 1 to 8 million tokens (docs/LOG.md), where
-                run_mlm-best has 7 of a fifth of the clock; `ours-X` is without one part, `ours+X` with one more (below)
+  ours          the toolkit's recipe, found by hand in two dozen trainings of 1 to 8 million tokens, then four of the
+                whole clock (masks, row length; docs/LOG.md), where run_mlm-best has 7 of a fifth of it; `ours-X` is
+                without one part, `ours+X` with one more (below)
   run_mlm-bert-base   run_mlm as documented with its true default model, only when it is asked for
 Every finished run is in a journal, by default the committed one, and is not done again, so a study may be spread over
 days and machines of one kind: a run is known by its settings, its token rows and the name of the processor.
@@ -23,7 +24,7 @@ days and machines of one kind: a run is known by its settings, its token rows an
   python benchmarks/time_to_loss.py --work DIR --arms ours run_mlm-best --seeds 1
   python benchmarks/time_to_loss.py --work DIR --downstream          # BLiMP, SST-2, STS-B of the two final models
   python benchmarks/time_to_loss.py --work DIR --report              # table, results/time_to_loss.json and .png
-  python benchmarks/time_to_loss.py --work DIR --minutes 5 --parts   # ours, and ours without each of its parts, alone
+  python benchmarks/time_to_loss.py --work DIR --parts               # ours, and ours with a part less or more
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="nothing is run: write what is there")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    options.arms = options.arms or [arm for arm in arms if not options.parts or arm.split("-")[0] == "ours"]
+    options.arms = options.arms or [arm for arm in arms if not options.parts or arm.startswith("ours")]
     options.out = options.out or RESULTS / f"time_to_loss{'_parts' if options.parts else ''}.json"
     options.work, options.device = options.work.resolve(), device
     return options
