@@ -65,7 +65,10 @@ def test_every_arm_is_a_recipe_and_all_differ(race, device: str):
     assert changed["ours-masks"] == {"mask"}
     assert changed["ours-muon"] == {"optimizer", "learning_rate"}
     assert changed["ours+lengths"] == {"phases", "batch_size"}
-    assert all(1 <= len(keys) <= 2 * max(1, name.count("+")) for name, keys in changed.items() if name != "ours")
+    both = changed.pop("ours+lengths+many-masks")
+    assert both == changed["ours+lengths"] | changed["ours+many-masks"]
+    assert arms["ours+lengths+many-masks"] == {**arms["ours+lengths"], "mask": arms["ours+many-masks"]["mask"]}
+    assert all(1 <= len(keys) <= 2 for name, keys in changed.items() if name != "ours")
     sizes = [matmul_parameters(Arch.parse(text)) for text in
              (arms["ours"]["arch"], arms["24hbert"]["arch"], race.trainers(device)["run_mlm"]["arch"])]  # fmt: skip
     assert max(sizes) < 1.06 * min(sizes)
