@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import lzma
 import os
 import sys
@@ -41,8 +42,18 @@ class Finished(Journal):
     """
 
     def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._held = path.open("ab")
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{path} is being written by another call; wait for it or stop it") from None
         super().__init__(path)
         self.known: dict[str, Any] = {entry["key"]: entry["result"] for entry in self.entries}
+
+    def close(self) -> None:
+        super().close()
+        self._held.close()
 
     def get(self, asked: Any) -> Any:
         """What was found; None if it is not there."""

@@ -7,11 +7,12 @@ come. Each arm is a process of its own with fixed threads (`frugalbert/measure/t
 ratio is taken within each round, and reported as min / median / max.
 
 The staircase asks which sizes the device runs well: latency over widths and feed-forward sizes in steps of 8, with some
-between, all else fixed; its excess over the line through the multiples of 64 stands beside.
+between, all else fixed; its excess over the line through the multiples of 64 stands beside. A size's latency is the
+least of all its calls, on one thread and in processor time: what else the machine does only ever adds to it.
 
 What is finished is in a journal beside the results (deleted when all is), so that a call that is stopped may go on.
 
-  python benchmarks/serving.py                     serving.json, staircase.json and .png: 90 minutes on 2 idle cores
+  python benchmarks/serving.py                     serving.json, staircase.json and .png: 2 hours on 2 idle cores
   python benchmarks/serving.py --only staircase    one of both
   python benchmarks/serving.py --quick             a short look, no result files
   python benchmarks/serving.py --device cuda       PyTorch on a GPU: serving_gpu.json, staircase_gpu.json
@@ -21,10 +22,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
-import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +35,8 @@ from typing import Any
 
 from evidence import Finished
 from throughput import ROOT, environment, save, spread
+
+from frugalbert import run
 
 VOCABULARY = 30522
 MODELS = {
@@ -62,7 +67,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lengths", default="16,32,64,128,256,512")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--texts", type=int, default=64, help="paragraphs of mixed lengths")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="of the table; of the staircase twice as many")
     parser.add_argument("--repeats", type=int, default=2, help="timed calls per cell and round")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--only", default="table,staircase", choices=["table", "staircase"])
@@ -81,15 +86,19 @@ def result_file(options: argparse.Namespace, name: str) -> Path:
     return options.out / f"{name}{'_gpu' if options.device == 'cuda' else ''}.json"
 
 
-def journal(options: argparse.Namespace, name: str) -> Finished:
-    """What is finished; a short look begins anew."""
-    path = Path(tempfile.mkstemp()[1]) if options.quick else result_file(options, name).with_suffix(".jsonl")
-    return Finished(path)
+@contextmanager
+def journal(options: argparse.Namespace, name: str) -> Iterator[Finished]:
+    """What is finished, until all is; a short look has one of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = (Path(folder) if options.quick else options.out) / f"{result_file(options, name).stem}.jsonl"
+        with Finished(path) as finished:
+            yield finished
+        path.unlink()
 
 
 def known_by(options: argparse.Namespace) -> Row:
     """The machine and versions of a reading."""
-    from frugalbert import dist, run
+    from frugalbert import dist
 
     return {"device": options.device, "processor": dist.processor_name(), "versions": run.versions()}
 
@@ -250,13 +259,13 @@ def table(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="frugalbert-serving-") as name, journal(options, "serving") as finished:
         where = arms(options, Path(name))
         rows = [row for number in range(options.rounds) for row in one_round(options, where, number, finished)]
-    summary = summarise(rows)
-    show(summary)
-    if not options.quick:
-        save(result_file(options, "serving"), {
-            "benchmark": "serving, random weights", "options": settings_of(options), "environment": found,
-            "models": {name: MODELS.get(name, name) for name in options.models.split(",")}, "rows": summary,
-        })  # fmt: skip
+        summary = summarise(rows)
+        show(summary)
+        if not options.quick:
+            save(result_file(options, "serving"), {
+                "benchmark": "serving, random weights", "options": settings_of(options), "environment": found,
+                "models": {name: MODELS.get(name, name) for name in options.models.split(",")}, "rows": summary,
+            })  # fmt: skip
 
 
 def settings_of(options: argparse.Namespace) -> Row:
@@ -267,43 +276,48 @@ def settings_of(options: argparse.Namespace) -> Row:
 
 
 def staircase(options: argparse.Namespace) -> None:
-    from frugalbert.measure.latency import time_apart
-
     found = environment()
     backends = [("torch", "fp32"), ("torch", "bf16"), ("onnx", "fp32"), ("onnx-int8", "fp32")]
     if options.device == "cuda":
         backends = [("torch", "fp32")]
     if options.quick:
         backends = backends[:1]
-    fixed = {"device": options.device, "threads": 1, "repeats": 9, "batch_size": 8, "length": 128}
-    fixed |= {"vocab_size": 1024, "warmup_seconds": 0.1, "baseline": None, "reference": REFERENCE}
     result: dict[str, Any] = {}
-    finished = journal(options, "staircase")
-    for kind, precision in backends:
-        for axis, (text, sizes) in SHAPES.items():
-            chosen = sizes[:: 4 if options.quick else 1]
-            archs = {text.format(size): size for size in chosen}
-            readings: dict[int, list[float]] = {size: [] for size in chosen}
-            for number in range(options.rounds):
-                order = random.Random(number).sample(list(archs), len(archs))
-                task = {**fixed, "kind": kind, "precision": precision, "archs": order}
-                asked = {**task, "round": number, **known_by(options)}
-                for row in finished.result(asked, partial(lambda task: list(time_apart(task)), task)):
-                    readings[archs[row["arch"]]].append(row["median_ms"] / row["reference_ms"])
-            line = {size: statistics.median(values) for size, values in sorted(readings.items())}
+    with journal(options, "staircase") as finished:
+        for kind, precision in backends:
             name = f"{'int8' if kind == 'onnx-int8' else precision}, {'PyTorch' if kind == 'torch' else 'ONNX'}"
             if options.device == "cuda":
                 name = "bf16, PyTorch, GPU"
-            result.setdefault(name, {})[axis] = {"relative_ms": line, "excess": excess(line)}
-            print(json.dumps({name: {axis: excess(line)}}), flush=True)
-    if not options.quick:
-        what = "latency of 8 x 128 tokens over sizes, in units of the reference encoder's"
-        shapes = {axis: text for axis, (text, _) in SHAPES.items()} | {"reference": REFERENCE}
-        path = result_file(options, "staircase")
-        picture = path.with_suffix(".png")
-        save(path, {"benchmark": what, "shapes": shapes, "options": settings_of(options), "environment": found,
-                    "backends": result, "picture": picture.name})  # fmt: skip
-        draw(result, picture)
+            for axis in SHAPES:
+                line = climb(options, finished, axis, {"kind": kind, "precision": precision})
+                result.setdefault(name, {})[axis] = {"least_ms": line, "excess": excess(line)}
+                print(json.dumps({name: {axis: excess(line)}}), flush=True)
+        if not options.quick:
+            shapes = {axis: text for axis, (text, _) in SHAPES.items()}
+            path = result_file(options, "staircase")
+            picture = path.with_suffix(".png")
+            save(path, {"benchmark": "least latency of 8 x 128 tokens over sizes", "shapes": shapes,
+                        "options": settings_of(options), "environment": found, "backends": result,
+                        "picture": picture.name})  # fmt: skip
+            draw(result, picture)
+
+
+def climb(options: argparse.Namespace, finished: Finished, axis: str, backend: Row) -> dict[int, float]:
+    """Milliseconds over the sizes of one axis: the least of all calls in all rounds."""
+    from frugalbert.measure.latency import time_apart
+
+    text, sizes = SHAPES[axis]
+    archs = {text.format(size): size for size in sizes[:: 4 if options.quick else 1]}
+    fixed = {"device": options.device, "threads": 1, "repeats": 9, "batch_size": 8, "length": 128}
+    fixed |= {"vocab_size": 1024, "warmup_seconds": 0.1, "baseline": None, "reference": REFERENCE}
+    line: dict[int, float] = {}
+    for number in range(2 * options.rounds):
+        task = {**fixed, **backend, "archs": random.Random(number).sample(list(archs), len(archs))}
+        asked = {**task, "round": number, **known_by(options)}
+        for row in finished.result(asked, partial(lambda task: list(time_apart(task)), task)):
+            size = archs[row["arch"]]
+            line[size] = min(line.get(size, math.inf), row["min_ms"])
+    return dict(sorted(line.items()))
 
 
 def excess(line: dict[int, float]) -> dict[str, dict[str, float]]:
@@ -327,11 +341,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(1, len(SHAPES), figsize=(10, 4))
     for axis, place in zip(SHAPES, axes, strict=True):
         for name, found in result.items():
-            line = {int(size): value for size, value in found[axis]["relative_ms"].items()}
+            line = {int(size): value for size, value in found[axis]["least_ms"].items()}
             first = line[min(line)]
             place.plot(list(line), [value / first for value in line.values()], marker=".", label=name)
         place.set_xlabel(axis)
-        place.set_ylabel("latency, first = 1")
+        place.set_ylabel("least latency, first = 1")
         place.grid(axis="x", alpha=0.3)
         place.set_xticks(range(min(SHAPES[axis][1]), max(SHAPES[axis][1]) + 1, 32))
     axes[0].legend()
@@ -341,12 +355,16 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     options = parse()
-    if "staircase" in options.only:
-        staircase(options)
-    if "table" in options.only:
-        table(options)
-    for name in ("staircase", "serving"):
-        result_file(options, name).with_suffix(".jsonl").unlink(missing_ok=True)
+    run.catch_signals()
+    try:
+        if "staircase" in options.only:
+            staircase(options)
+        if "table" in options.only:
+            table(options)
+    except run.Stopped as stop:
+        sys.exit(f"{stop}; what is finished is kept, the same command goes on")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ is taken after the clock.
                 the schedule ends with the clock
   24hbert       the recipe of 24hBERT (configs/academic-24h.yaml) on our engine. Scaled as its authors chose batch and
                 size, for enough updates: our size in its family, and a batch that leaves thousands of updates
-  ours          the toolkit's recipe, found by hand in two dozen trainings of 1 to 8 million tokens, then four of the
-                whole clock (masks, row length; docs/LOG.md), where run_mlm-best has 7 of a fifth of it; `ours-X` is
-                without one part, `ours+X` with one more (below)
+  ours          the toolkit's recipe, found by hand in two dozen trainings of 1 to 8 million tokens, then five of the
+                whole clock (masks, row length, batch; docs/LOG.md), where run_mlm-best has 7 of a fifth of it; `ours-X`
+                is without one part, `ours+X` with one more (below)
   run_mlm-bert-base   run_mlm as documented with its true default model, only when it is asked for
 Every finished run is in a journal, by default the committed one, and is not done again, so a study may be spread over
 days and machines of one kind: a run is known by its settings, its token rows and the name of the processor.
@@ -53,7 +53,7 @@ from frugalbert.yamlfile import load
 RESULTS = ROOT / "benchmarks" / "results"
 ARM = Path(__file__).with_name("time_to_loss_arm.py")
 SIZES: dict[str, dict[str, Any]] = {
-    "cpu": {"family": "4x256 heads=4", "ffn": (640, 1024), "batch": 16, "24hbert": 32, "trials": (16, (4, 8))},
+    "cpu": {"family": "4x256 heads=4", "ffn": (640, 1024), "batch": 32, "24hbert": 32, "trials": (16, (4, 8))},
     "cuda": {"family": "12x512 heads=8", "ffn": (1408, 2048), "batch": 512, "24hbert": 1024,
              "trials": (256, (64, 128, 512))},
 }  # fmt: skip
@@ -86,22 +86,29 @@ def ours(device: str) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
     many = {"mask": {"rate": [0.8, 0.15]}}
     short = {"phases": [{"length": 128, "share": 0.4}], "batch_size": 2 * size["batch"]}  # rows of 64 first
+    small, large = {"batch_size": size["batch"] // 2}, {"batch_size": 2 * size["batch"]}
+    small_short = short | {"batch_size": size["batch"]}
+    mixed, light = {"isolate_documents": False}, {"weight_decay": 0.01}
     parts: dict[str, dict[str, Any]] = {
         "": {},
         "-muon": {"optimizer": "adamw", "learning_rate": 3e-3},
         "-masks": {"mask": {"rate": 0.15}},
         "+many-masks": many,
-        "-weight-decay": {"weight_decay": 0.01},
+        "-weight-decay": light,
         "-decay": {"curve": "constant"},
         "+wsd": {"curve": "wsd", "curve_options": {"cooldown": 0.5}},
         "-modern": {"arch": stock},
-        "-isolation": {"isolate_documents": False},
+        "-isolation": mixed,
         "+ramp": {"batch_size": 2 * size["batch"], "batch_ramp": {"start": size["batch"] // 2, "share": 0.5}},
         "+lengths": short,
-        "+lengths+many-masks": short | many,  # the recipe that was best in trainings of 1 to 8 million tokens
-        "-small-batch": {"batch_size": 2 * size["batch"]},
-        "+smaller-batch": {"batch_size": size["batch"] // 2},
         "+average": {"checkpoints": {"average": 3}},
+        "+large-batch": large,
+        "+small-batch": small,
+        "+small-batch-weight-decay": small | light,
+        "+small-batch-isolation": small | mixed,
+        "+small-batch+many-masks": small | many,
+        "+small-batch+lengths": small_short,
+        "+small-batch+lengths+many-masks": small_short | many,  # was best in trainings of 1 to 8 million tokens
     }
     academic = {
         "arch": preln, "batch_size": size["24hbert"], "optimizer": "adamw", "learning_rate": 1e-3, "epsilon": 1e-6,

@@ -62,6 +62,7 @@ Budget = Annotated[
     WithJsonSchema({"type": "string", "examples": ["24h", "90m", "2e9tok", "10000steps", "3epochs"]}),
 ]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -195,7 +196,7 @@ class SampleFiles(Section):
 
     copies: Count = 10
     """Differently masked copies of every row, each in files of its own (their dup_factor)."""
-    rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15
+    rate: Rate = 0.15
     """Share of masked tokens, by the rule of `pretrain.mask`."""
     max_predictions: Count = 20
     """Mask at most this many tokens of a row; also the width of the stored positions."""
@@ -258,7 +259,7 @@ class Shards(Section):
 class Mask(Section):
     """Which tokens are hidden, drawn on the fly on the device."""
 
-    rate: Annotated[Shares, Field(min_length=1, max_length=2)] = (0.15,)
+    rate: Annotated[tuple[Rate, ...], BeforeValidator(_tuple), Field(min_length=1, max_length=2)] = (0.15,)
     """Share of masked tokens; two values `[0.3, 0.15]` go linearly from the first to the second over the budget."""
     style: Literal["bert", "mask"] = "bert"
     """`bert`: 80 % [MASK], 10 % random, 10 % unchanged (Devlin et al. 2019); `mask`: always [MASK]."""
@@ -272,12 +273,6 @@ class Mask(Section):
     """The number of differently masked copies of a row that the epochs go through in turn (the references' dup_factor);
     none = new masks in every epoch."""
 
-    @model_validator(mode="after")
-    def _rates(self) -> Mask:
-        if not all(rate < 1.0 for rate in self.rate):
-            raise ValueError("rate must lie between 0 and 1, for example 0.15")
-        return self
-
 
 class Phase(Section):
     """A later part of the budget, mostly at another row length (BERT's second phase)."""
@@ -290,7 +285,7 @@ class Phase(Section):
     """Begin the schedule anew with this peak rate: warm-up and curve then take this phase (and those after it without a
     rate of their own) for the whole, and the optimizer counts its steps from 0, with its moments as they are (NVIDIA
     BERT's phase 2). The parts before it have a whole schedule of their own, too. Muon's rate changes in proportion."""
-    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    warmup: Rate | None = None
     """Share of the phase with a rising rate; needs `learning_rate`; none = as the section's `warmup`."""
     batch_size: Count | None = None
     """Sequences a step; none = as many tokens as before."""
@@ -399,7 +394,7 @@ class Training(Section):
     `frugalbert.curves`), or ExtremeBERT's file (`.conf`)."""
     curve_options: dict[str, float | Annotated[tuple[float, ...], BeforeValidator(_tuple)]] = {}
     """Settings of the curve, e.g. `{cooldown: 0.4}` for `wsd`."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    dropout: Rate = 0.0
     """Dropout of hidden states and attention during pre-training."""
     mask: Mask = Mask()
     """Masking."""
@@ -1117,7 +1112,7 @@ class Finetune(Section):
     """Longer inputs are cut, from the longer text of a pair."""
     max_train_examples: Count | None = None
     """Use at most this many training examples per task (balanced for `python-docs`)."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    dropout: Rate = 0.1
     """Dropout while fine-tuning."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """As in `pretrain`."""

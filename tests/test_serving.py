@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from frugalbert import run
+from frugalbert.measure import latency
+from frugalbert.model.arch import Arch
 from tests.structure import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -65,3 +70,48 @@ def test_what_a_study_has_finished_is_not_done_again(tmp_path: Path):
     with Finished(tmp_path / "journal") as finished:
         assert finished.result({"round": 0, "arm": "small"}, lambda: [2.5]) == [1.5]
         assert finished.result({**asked, "round": 1}, lambda: [2.5]) == [2.5]
+
+
+def test_two_calls_do_not_write_one_journal(tmp_path: Path):
+    with Finished(tmp_path / "journal") as finished:
+        with pytest.raises(ValueError, match="journal is being written by another call"):
+            Finished(tmp_path / "journal")
+        finished.result({"round": 0}, lambda: [1.5])
+    with Finished(tmp_path / "journal") as finished:
+        assert finished.get({"round": 0}) == [1.5]
+
+
+def staircase_of(out: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[dict[str, Any]]:
+    """The tasks that `serving.py --only staircase` asks for; a call takes its size in ms, and more in later rounds."""
+    asked: list[dict[str, Any]] = []
+
+    def time_apart(task: dict[str, Any]):
+        asked.append(task)
+        if len(asked) == 3:
+            raise ValueError("the machine is on fire")
+        for text in task["archs"]:
+            arch = Arch.parse(text)
+            yield {"arch": text, "min_ms": float(arch.hidden + arch.layers[0].ffn + len(asked)), "median_ms": 1e6}
+
+    monkeypatch.setattr(latency, "time_apart", time_apart)
+    monkeypatch.setattr(sys, "argv", ["serving.py", "--only", "staircase", "--out", str(out), *arguments])
+    monkeypatch.setattr(run, "catch_signals", lambda: None)
+    with contextlib.suppress(SystemExit):
+        serving.main()
+    return asked
+
+
+def test_a_staircase_goes_on_and_takes_the_least(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert len(staircase_of(tmp_path, monkeypatch, "--rounds", "1")) == 3
+    assert len((tmp_path / "staircase.jsonl").read_text().splitlines()) == 2
+    assert not (tmp_path / "staircase.json").exists()
+    staircase_of(tmp_path, monkeypatch, "--quick", "--rounds", "1")
+    assert (tmp_path / "staircase.jsonl").exists(), "a short look leaves the journal alone"
+    monkeypatch.setattr(serving, "draw", lambda result, path: None)
+    for _ in range(7):  # with the first, two tasks each: 4 backends, 2 axes, 2 rounds
+        staircase_of(tmp_path, monkeypatch, "--rounds", "1")
+    assert not (tmp_path / "staircase.jsonl").exists()
+    found = json.loads((tmp_path / "staircase.json").read_text())["backends"]
+    assert found["fp32, PyTorch"]["hidden"]["least_ms"]["257"] == 257 + 1024 + 1
+    assert set(found) == {"fp32, PyTorch", "bf16, PyTorch", "fp32, ONNX", "int8, ONNX"}
+    assert found["int8, ONNX"]["ffn"]["excess"]["1"]["max"] == 0

@@ -65,10 +65,16 @@ def test_every_arm_is_a_recipe_and_all_differ(race, device: str):
     assert changed["ours-masks"] == {"mask"}
     assert changed["ours-muon"] == {"optimizer", "learning_rate"}
     assert changed["ours+lengths"] == {"phases", "batch_size"}
-    both = changed.pop("ours+lengths+many-masks")
-    assert both == changed["ours+lengths"] | changed["ours+many-masks"]
-    assert arms["ours+lengths+many-masks"] == {**arms["ours+lengths"], "mask": arms["ours+many-masks"]["mask"]}
-    assert all(1 <= len(keys) <= 2 for name, keys in changed.items() if name != "ours")
+    assert all(1 <= len(keys) <= 2 for name, keys in changed.items() if name != "ours" and "small-batch" not in name)
+    small = "ours+small-batch"
+    for name, more in (("-isolation", "isolate_documents"), ("-weight-decay", "weight_decay"), ("+many-masks", "mask")):
+        assert arms[small + name] == {**arms["ours" + name], "batch_size": arms[small]["batch_size"]}
+        assert changed[small + name] == {"batch_size", more}
+    tokens = [values["batch_size"] * (64 if "phases" in values else 128) for values in
+              (arms["ours+lengths"], arms["ours"], arms[f"{small}+lengths"], arms[small])]  # fmt: skip
+    assert tokens[0] == tokens[1] == 2 * tokens[2] == 2 * tokens[3]
+    both = arms[f"{small}+lengths+many-masks"]
+    assert both == {**arms[f"{small}+lengths"], "mask": arms["ours+many-masks"]["mask"]}
     sizes = [matmul_parameters(Arch.parse(text)) for text in
              (arms["ours"]["arch"], arms["24hbert"]["arch"], race.trainers(device)["run_mlm"]["arch"])]  # fmt: skip
     assert max(sizes) < 1.06 * min(sizes)

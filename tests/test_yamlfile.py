@@ -133,7 +133,7 @@ def test_all_mistakes_are_told_at_once_with_their_places():
         ("pretrain.phases=[{length: 512, share: 0.1}]", "add it there"),
         ("pretrain.replaced.weight=3", "belongs to objective: rtd"),
         ("pretrain.early_stop={after: 3epochs, loss: 6.0}", "the same unit"),
-        ("pretrain.mask.rate=[0.3,1.0]", "between 0 and 1"),
+        ("pretrain.mask.rate=[0.3,1.0]", "write less than 1.0"),
         ("shards=null", "pretrain needs the section shards"),
         ("tokenizer={path: x, kind: bpe}", "remove one of the two"),
         ("bench={}", "add the section export"),
