@@ -106,7 +106,7 @@ def test_every_key_is_explained():
     assert silent == []
     page = explain.explain()
     assert [key.path for key in explain.all_keys() if f"{key.name}:" not in page] == []
-    assert "rate: [0.15]  (list: number, 0 to 1)" in explain.explain("pretrain.mask")
+    assert "rate: [0.15]  (list: number, 0 or more and below 1)" in explain.explain("pretrain.mask")
     assert explain.explain("pretrain.mask.rate").strip().startswith("pretrain.mask.rate:")
 
 
