@@ -6,7 +6,8 @@ import fcntl
 import lzma
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,20 @@ def run_on_wikipedia(work: Path, yaml: str, megabytes: int) -> Path:
     (work / "run.yaml").write_text(yaml)
     stages.run(load(work / "run.yaml", []), work / "run", work)
     return work / "run"
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """A signal or a user's mistake ends the script in a sentence, with the product's exit codes: 128 + number, 2."""
+    run.catch_signals()
+    try:
+        yield
+    except run.Stopped as stop:
+        print(f"{stop}; what is finished is kept, the same command goes on", file=sys.stderr)
+        sys.exit(128 + stop.number)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 class Finished(Journal):

@@ -33,10 +33,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evidence import Finished
+from evidence import Finished, told
 from throughput import ROOT, environment, save, spread
-
-from frugalbert import run
 
 VOCABULARY = 30522
 MODELS = {
@@ -98,7 +96,7 @@ def journal(options: argparse.Namespace, name: str) -> Iterator[Finished]:
 
 def known_by(options: argparse.Namespace) -> Row:
     """The machine and versions of a reading."""
-    from frugalbert import dist
+    from frugalbert import dist, run
 
     return {"device": options.device, "processor": dist.processor_name(), "versions": run.versions()}
 
@@ -353,18 +351,13 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+@told()
 def main() -> None:
     options = parse()
-    run.catch_signals()
-    try:
-        if "staircase" in options.only:
-            staircase(options)
-        if "table" in options.only:
-            table(options)
-    except run.Stopped as stop:
-        sys.exit(f"{stop}; what is finished is kept, the same command goes on")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    if "staircase" in options.only:
+        staircase(options)
+    if "table" in options.only:
+        table(options)
 
 
 if __name__ == "__main__":

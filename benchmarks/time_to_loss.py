@@ -13,9 +13,9 @@ is taken after the clock.
                 the schedule ends with the clock
   24hbert       the recipe of 24hBERT (configs/academic-24h.yaml) on our engine. Scaled as its authors chose batch and
                 size, for enough updates: our size in its family, and a batch that leaves thousands of updates
-  ours          the toolkit's recipe, found by hand in two dozen trainings of 1 to 8 million tokens, then five of the
-                whole clock (masks, row length, batch; docs/LOG.md), where run_mlm-best has 7 of a fifth of it; `ours-X`
-                is without one part, `ours+X` with one more (below)
+  ours          the toolkit's recipe, found by hand in two dozen trainings of 1 to 8 million tokens, then eight of
+                the whole clock with one seed (masks, row length, batch, weight decay, documents apart; docs/LOG.md),
+                where run_mlm-best has 7 of a fifth of it; `ours-X` is without one part, `ours+X` with one more (below)
   run_mlm-bert-base   run_mlm as documented with its true default model, only when it is asked for
 Every finished run is in a journal, by default the committed one, and is not done again, so a study may be spread over
 days and machines of one kind: a run is known by its settings, its token rows and the name of the processor.
@@ -40,7 +40,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from evidence import DATA, ROOT, Finished, interval
+from evidence import DATA, ROOT, Finished, interval, told
 from time_to_loss_arm import LENGTH, TASKS, scores
 
 from frugalbert import dist, run, stages
@@ -163,19 +163,14 @@ def parse() -> argparse.Namespace:
     return options
 
 
+@told()
 def main() -> None:
     options = parse()
-    run.catch_signals()
-    try:
-        options.work.mkdir(parents=True, exist_ok=True)
-        with Lock(options.work), Finished(options.journal) as finished:
-            if not options.report:
-                prepare(options)
-            found = study(options, Study(options, finished))
-    except run.Stopped as stop:
-        sys.exit(f"{stop}; what is finished is kept, the same command goes on")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    options.work.mkdir(parents=True, exist_ok=True)
+    with Lock(options.work), Finished(options.journal) as finished:
+        if not options.report:
+            prepare(options)
+        found = study(options, Study(options, finished))
     print(table(found))
     if options.report:
         from throughput import environment

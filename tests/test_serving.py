@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -96,8 +95,10 @@ def staircase_of(out: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) ->
     monkeypatch.setattr(latency, "time_apart", time_apart)
     monkeypatch.setattr(sys, "argv", ["serving.py", "--only", "staircase", "--out", str(out), *arguments])
     monkeypatch.setattr(run, "catch_signals", lambda: None)
-    with contextlib.suppress(SystemExit):
+    try:
         serving.main()
+    except SystemExit as end:
+        assert end.code == 2
     return asked
 
 
