@@ -5,7 +5,7 @@ sizes      one recipe on Wikipedia, architectures of the `modern` family, budget
            again (`--work`), so that the table may grow over days. The points are fitted by
            L(N, D) = E + A / N^a + B / D^b (Hoffmann et al. 2022, arXiv 2203.15556, section 3.3), N = parameters of
            the layers, D = tokens; each point is also foretold by a fit to all others
-processes  the same training by one process with two threads and by two with one each (torchrun), in turn
+processes  the same training by one process with one thread, by one with two, and by two with one each (torchrun)
 data       the stages corpus and shards with one worker and two, 50 to 400 MB of text: seconds and peak memory
 
 python benchmarks/scaling.py --part sizes --work DIR          adds what is missing, up to --most-flops a cell
@@ -28,6 +28,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from throughput import environment, save, spread  # noqa: E402
+
 SIZES = ("2x128", "3x192", "4x256", "6x384", "8x512")
 PRIOR, SPREAD, NOISE = (1.69, 0.34, 0.28), 0.5, 0.02  # E, a, b of Hoffmann et al. 2022, approach 3
 SMALLEST = 2_000_000  # tokens of the shortest training: below, small encoders have not left the unigrams' loss
@@ -177,33 +180,41 @@ if dist.is_main():
 """
 
 
+PROCESSES = {"1x1": (1, 1), "1x2": (1, 2), "2x1": (2, 1)}  # processes, threads of each
+
+
 def processes(options: argparse.Namespace) -> dict[str, Any]:
-    """Tokens per second of a training of 60 steps, and its loss, by one process and by two."""
+    """Tokens per second of a training of 60 steps, and its loss, by one process and by two; ratios within a round."""
     inputs = {name: str(path) for name, path in shards(options).items()}
     section = {**RECIPE, "arch": architecture("4x256"), "budget": "60steps", "phases": [], "batch_size": 128}
-    found: dict[str, list[dict[str, Any]]] = {"1": [], "2": []}
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in PROCESSES}
     for _ in range(options.rounds):
-        for count, rows in found.items():
-            threads = 2 // int(count)
-            with tempfile.TemporaryDirectory() as name:
-                out = Path(name) / "pretrain"
-                out.mkdir()
-                machine = {"device": "cpu", "threads": threads, "compile": False, "micro_batch": 32}
-                ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count]
-                launcher = [sys.executable] if count == "1" else [sys.executable, *ranks]
-                script = Path(name) / "launch.py"
-                script.write_text(LAUNCH)
-                command = [*launcher, str(script), json.dumps([section, inputs, str(out), machine])]
-                environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
-                done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-                lines = [line for line in done.stdout.splitlines() if line.startswith("answer ")]
-                if not lines:
-                    sys.exit(done.stderr[-3000:])
-                answer = json.loads(lines[0].removeprefix("answer "))
-                rows.append({key: answer[key] for key in ("tokens_per_second", "final_validation_loss")})
-    pairs = zip(found["1"], found["2"], strict=True)
-    ratios = [two["tokens_per_second"] / one["tokens_per_second"] for one, two in pairs]
-    return {"rounds": found, "two_over_one": [round(ratio, 3) for ratio in ratios]}
+        for name, (count, threads) in PROCESSES.items():
+            rounds[name].append(one_training(section, inputs, count, threads))
+            print(f"{name} {rounds[name][-1]['tokens_per_second']:,.0f} tokens/s", file=sys.stderr, flush=True)
+    speeds = {name: [row["tokens_per_second"] for row in rows] for name, rows in rounds.items()}
+    over = {name: spread([two / one for two, one in zip(speeds["2x1"], speeds[name], strict=True)])
+            for name in ("1x1", "1x2")}  # fmt: skip
+    return {"processes x threads": rounds, "two_over": over}
+
+
+def one_training(section: dict[str, Any], inputs: dict[str, str], count: int, threads: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name) / "pretrain"
+        out.mkdir()
+        machine = {"device": "cpu", "threads": threads, "compile": False, "micro_batch": 32}
+        ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        launcher = [sys.executable] if count == 1 else [sys.executable, *ranks]
+        script = Path(name) / "launch.py"
+        script.write_text(LAUNCH)
+        command = [*launcher, str(script), json.dumps([section, inputs, str(out), machine])]
+        variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("answer ")]
+        if not lines:
+            sys.exit(done.stderr[-3000:])
+        answer = json.loads(lines[0].removeprefix("answer "))
+        return {key: answer[key] for key in ("tokens_per_second", "final_validation_loss")}
 
 
 # ---- data preparation ------------------------------------------------------------------------------------------------
@@ -229,8 +240,6 @@ def data(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    from throughput import environment, save
-
     from frugalbert.run import catch_signals, read_json
 
     options = parse()

@@ -124,9 +124,10 @@ def scaling(found: Found) -> str:
                 f"a point is {left['mean']:.3f} nats off a fit to the others, at most {left['largest']:.3f}."
             )
     if two := found.get("processes"):
-        low, *_, high = ratios = sorted(two["two_over_one"])
-        middle = {"min": low, "median": ratios[len(ratios) // 2], "max": high}
-        parts.append(f"Two processes with a thread each: {spread(middle, 2)} times the tokens/s of one with two.")
+        one, both = (spread(two["two_over"][name], 2) for name in ("1x1", "1x2"))
+        parts.append(
+            f"Two processes with a thread each: {one} times the tokens/s of one with one, {both} of one with two."
+        )
     if rows := found.get("data"):
         lines = [
             [row["megabytes"], row["workers"], f"{row['corpus']['seconds']:.1f}", f"{row['shards']['seconds']:.1f}",
