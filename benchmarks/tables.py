@@ -48,7 +48,7 @@ def where(found: Found) -> str:
         return "; ".join(dict.fromkeys(map(where, several)))  # rows of several calls
     about = found.get("environment") or found.get("machine") or found
     if "versions" not in about:  # of several parts, taken at different times
-        about = next(iter(about.values()))
+        return "; ".join(f"{part}: {where(one)}" for part, one in about.items())
     versions = about["versions"]
     device = about.get("gpu") or about.get("cpu") or about.get("setting", {}).get("processor", "")
     count = len(about.get("cores", ()))
@@ -158,7 +158,22 @@ def serving(found: Found) -> str:
         head = (f"{threads} thread{'s' * (threads > 1)}", "run by", "1 x 128 tokens, ms",
                 "times BERT-base (PyTorch, fp32)", "mixed texts/s", "over batches in order")  # fmt: skip
         parts += [grid(head, rows)] if rows else []
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, fastest(found["rows"])])
+
+
+def fastest(rows: list[Found]) -> str:
+    """Of each model at each length, what runs one text soonest on one thread."""
+    one = [row for row in rows if row["threads"] == 1 and row.get("batch_size") == 1]
+    models, lengths = (list(dict.fromkeys(row[key] for row in one)) for key in ("model", "length"))
+    lines = []
+    for model in models:
+        line = [model]
+        for length in lengths:
+            best = min((row for row in one if (row["model"], row["length"]) == (model, length)),
+                       key=lambda row: row["ms"]["median"])  # fmt: skip
+            line.append(f"{best['ms']['median']:.2f} ({best['kind']}, {best['precision']})")
+        lines.append(line)
+    return grid(("one text, one thread, ms by the fastest form", *(f"{length} tokens" for length in lengths)), lines)
 
 
 def staircase(found: Found) -> str:
