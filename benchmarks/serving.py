@@ -12,7 +12,7 @@ least of all its calls, on one thread and in processor time: what else the machi
 
 What is finished is in a journal beside the results (deleted when all is), so that a call that is stopped may go on.
 
-  python benchmarks/serving.py                     serving.json, staircase.json and .png: 2 hours on 2 idle cores
+  python benchmarks/serving.py                     serving.json, staircase.json and .png: 3 hours on 2 idle cores
   python benchmarks/serving.py --only staircase    one of both
   python benchmarks/serving.py --quick             a short look, no result files
   python benchmarks/serving.py --device cuda       PyTorch on a GPU: serving_gpu.json, staircase_gpu.json
