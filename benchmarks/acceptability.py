@@ -13,11 +13,10 @@ import argparse
 import csv
 import json
 import random
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from evidence import DATA, ROOT, told
+
 PAIRS = 30
 
 
@@ -48,8 +47,8 @@ def write_task(blimp: Path, folder: Path) -> None:
             csv.writer(file).writerows([("text", "label"), *rows])
 
 
+@told()
 def main() -> None:
-    from evidence import DATA
     from pretrained_vs_random import with_pooling
     from throughput import environment, save
 
@@ -57,7 +56,6 @@ def main() -> None:
     from frugalbert.finetune import board
 
     options = parse()
-    run.catch_signals()
     write_task(DATA / "blimp", options.work / "task")
     task = {"name": "acceptability", "train": str(options.work / "task" / "train.csv"),
             "dev": str(options.work / "task" / "dev.csv"), "columns": {"text": "text", "label": "label"}}  # fmt: skip

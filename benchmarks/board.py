@@ -13,12 +13,10 @@ not leaderboard scores.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from evidence import ROOT, told
 
 TASKS = "cola sst2 mrpc stsb cb copa superglue-rte axb axg wic wnli wsc blimp".split()
 TINY = {name: {"epochs": 20.0} for name in ("cb", "copa")}
@@ -47,6 +45,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@told()
 def main() -> None:
     from pretrained_vs_random import with_pooling
     from throughput import environment, save
@@ -55,7 +54,6 @@ def main() -> None:
     from frugalbert.finetune import board
 
     options = parse()
-    run.catch_signals()
     work = Path(options.work)
     model = with_pooling(Path(options.model), options.pooling, work.parent)
     settings = {**RECIPE, "tasks": tuple(options.tasks), "seeds": tuple(options.seeds), "data": options.data}

@@ -26,10 +26,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from throughput import environment, save, spread  # noqa: E402
+from evidence import DATA, ROOT, run_on_wikipedia, told
+from throughput import environment, save, spread
 
 SIZES = ("2x128", "3x192", "4x256", "6x384", "8x512")
 PRIOR, SPREAD, NOISE = (1.69, 0.34, 0.28), 0.5, 0.02  # E, a, b of Hoffmann et al. 2022, approach 3
@@ -47,7 +45,6 @@ shards: {length: [64, 128]}
 
 
 def parse() -> argparse.Namespace:
-    data = Path(os.environ.get("FRUGALBERT_DATA", ROOT.parent / "shared" / "data"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="+", choices=["sizes", "processes", "data"], default=["sizes"])
     parser.add_argument("--work", required=True, type=Path)
@@ -58,7 +55,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--busy", action="store_true", help="the machine had other work: keep no speeds")
     parser.add_argument("--rounds", type=int, default=3, help="of processes and data")
     parser.add_argument("--megabytes", type=int, nargs="+", default=[50, 100, 200, 400])
-    parser.add_argument("--files", nargs="+", default=[str(path) for path in sorted(data.glob("enwiki*.xz"))])
+    parser.add_argument("--files", nargs="+", default=[str(path) for path in sorted(DATA.glob("enwiki*.xz"))])
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "scaling.json"))
     return parser.parse_args()
 
@@ -72,8 +69,6 @@ def architecture(size: str) -> str:
 
 
 def shards(options: argparse.Namespace) -> dict[str, Path]:
-    from evidence import run_on_wikipedia
-
     folder = run_on_wikipedia(options.work, DATA_YAML, 100)
     return {"shards": folder / "shards", "tokenizer": folder / "tokenizer", "yaml": options.work}
 
@@ -223,6 +218,8 @@ def one_training(section: dict[str, Any], inputs: dict[str, str], count: int, th
 def data(options: argparse.Namespace) -> list[dict[str, Any]]:
     import memory
 
+    if not options.files:
+        raise ValueError("no text: set FRUGALBERT_DATA to a folder with enwiki*.xz, or give --files")
     rows = []
     for megabytes in options.megabytes:
         for workers in (1, 2):
@@ -239,11 +236,11 @@ def data(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+@told()
 def main() -> None:
-    from frugalbert.run import catch_signals, read_json
+    from frugalbert.run import read_json
 
     options = parse()
-    catch_signals()
     result = read_json(options.out) if Path(options.out).exists() else {}
     result["benchmark"] = "scaling over sizes and budgets, processes, cores and text"
     for part in options.part:
