@@ -158,22 +158,22 @@ def serving(found: Found) -> str:
         head = (f"{threads} thread{'s' * (threads > 1)}", "run by", "1 x 128 tokens, ms",
                 "times BERT-base (PyTorch, fp32)", "mixed texts/s", "over batches in order")  # fmt: skip
         parts += [grid(head, rows)] if rows else []
-    return "\n\n".join([*parts, fastest(found["rows"])])
+    one = [row for row in found["rows"] if row["threads"] == 1 and row.get("batch_size") == 1]
+    return "\n\n".join([*parts, fastest(one)] if one else parts)
 
 
 def fastest(rows: list[Found]) -> str:
-    """Of each model at each length, what runs one text soonest on one thread."""
-    one = [row for row in rows if row["threads"] == 1 and row.get("batch_size") == 1]
-    models, lengths = (list(dict.fromkeys(row[key] for row in one)) for key in ("model", "length"))
-    lines = []
-    for model in models:
-        line = [model]
-        for length in lengths:
-            best = min((row for row in one if (row["model"], row["length"]) == (model, length)),
-                       key=lambda row: row["ms"]["median"])  # fmt: skip
-            line.append(f"{best['ms']['median']:.2f} ({best['kind']}, {best['precision']})")
-        lines.append(line)
-    return grid(("one text, one thread, ms by the fastest form", *(f"{length} tokens" for length in lengths)), lines)
+    """Of each model at each length, the form with the least milliseconds."""
+    best: dict[str, dict[int, Found]] = {}
+    for row in sorted(rows, key=lambda row: -row["ms"]["median"]):
+        best.setdefault(row["model"], {})[row["length"]] = row
+    models, lengths = (list(dict.fromkeys(row[key] for row in rows)) for key in ("model", "length"))
+    lines = [
+        [model, *(f"{row['ms']['median']:.2f} ({row['kind']}, {row['precision']})"
+                  for row in map(best[model].__getitem__, lengths))] for model in models
+    ]  # fmt: skip
+    head = ("one text, one thread, ms by the fastest form", *(f"{length} tokens" for length in lengths))
+    return grid(head, lines)
 
 
 def staircase(found: Found) -> str:
