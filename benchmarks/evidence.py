@@ -46,7 +46,7 @@ def told() -> Iterator[None]:
         print(f"{stop}; what is finished is kept, the same command goes on", file=sys.stderr)
         sys.exit(128 + stop.number)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {run.sentence(error)}", file=sys.stderr)
         sys.exit(2)
 
 

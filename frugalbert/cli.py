@@ -57,7 +57,7 @@ def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from None
         except (ValueError, OSError) as error:
             _log(named)
-            print(f"error: {_sentence(error)}", file=sys.stderr)
+            print(f"error: {files.sentence(error)}", file=sys.stderr)
             raise typer.Exit(2) from None
         except typer.Exit:
             raise
@@ -67,14 +67,6 @@ def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(1) from None
 
     return call
-
-
-def _sentence(error: ValueError | OSError) -> str:
-    if not isinstance(error, OSError) or error.errno is None:
-        return str(error)
-    if error.errno == 28:
-        return f"the disk is full{f' at {error.filename}' if error.filename else ''}; free some space and run again"
-    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
 
 
 def _log(named: dict[str, Any]) -> str:

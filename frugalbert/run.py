@@ -7,6 +7,7 @@ every other module writes and reads through it, so that a kill at any moment lea
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -306,6 +307,15 @@ def check_stop() -> None:
     """Raises Stopped if a signal has arrived. Call between units of work of about a second."""
     if _signal is not None:
         raise Stopped(_signal)
+
+
+def sentence(error: ValueError | OSError) -> str:
+    """What went wrong, for people, without the numbers of the system's errors."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    if error.errno == errno.ENOSPC:
+        return f"the disk is full{f' at {error.filename}' if error.filename else ''}; free some space and run again"
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
 
 
 def say(text: str) -> None:
