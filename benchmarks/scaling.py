@@ -1,8 +1,8 @@
 """How it scales: loss and tokens/s over sizes and budgets, one process and two, data preparation over cores and text.
 
-sizes      one recipe on Wikipedia, architectures of the `modern` family, budgets in tokens, doubled until the largest
-           number of operations; held-out loss at 15 % masks, tokens per second. A cell that is done is never trained
-           again (`--work`), so that the table may grow over days. The points are fitted by
+sizes      the recipe of time_to_loss.py on Wikipedia, architectures of the `modern` family, budgets in tokens, doubled
+           until the largest number of operations; held-out loss at 15 % masks, tokens per second. A cell that is done
+           is never trained again (`--work`), so that the table may grow over days. The points are fitted by
            L(N, D) = E + A / N^a + B / D^b (Hoffmann et al. 2022, arXiv 2203.15556, section 3.3), N = parameters of
            the layers, D = tokens; each point is also foretold by a fit to all others
 processes  the same training by one process with one thread, by one with two, and by two with one each (torchrun)
@@ -28,19 +28,19 @@ from typing import Any
 
 from evidence import DATA, ROOT, run_on_wikipedia, told
 from throughput import environment, save, spread
+from time_to_loss import ours
 
 SIZES = ("2x128", "3x192", "4x256", "6x384", "8x512")
 PRIOR, SPREAD, NOISE = (1.69, 0.34, 0.28), 0.5, 0.02  # E, a, b of Hoffmann et al. 2022, approach 3
 SMALLEST = 2_000_000  # tokens of the shortest training: below, small encoders have not left the unigrams' loss
-RECIPE: dict[str, Any] = {
-    "batch_size": 32, "phases": [{"length": 128, "share": 0.4}], "optimizer": "muon", "muon_learning_rate": 0.01,
-    "learning_rate": 2e-3, "weight_decay": 0.1, "warmup": 0.05, "curve": "linear", "mask": {"rate": [0.8, 0.15]},
+LENGTH, VOCABULARY = 128, 8192
+RECIPE: dict[str, Any] = {key: value for key, value in ours("cpu")["ours"].items() if key != "arch"} | {
     "checkpoints": {"every": "5m"}, "validation": {"every": 0.5, "begin_every": 0.5, "end_every": 0.5, "rows": 1024},
 }  # fmt: skip
-DATA_YAML = """name: scaling
-corpus: {sources: [text], held_out: 0.01}
-tokenizer: {kind: wordpiece, vocab_size: 8192, lowercase: true}
-shards: {length: [64, 128]}
+DATA_YAML = f"""name: scaling
+corpus: {{sources: [text], held_out: 0.01}}
+tokenizer: {{kind: wordpiece, vocab_size: {VOCABULARY}, lowercase: true}}
+shards: {{length: {LENGTH}}}
 """
 
 
@@ -81,7 +81,7 @@ def cells(options: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     for size in options.sizes:
         arch = architecture(size)
-        flops = training_flops(Arch.parse(arch), 8192, 64, sum(RECIPE["mask"]["rate"]) / 2)
+        flops = training_flops(Arch.parse(arch), VOCABULARY, LENGTH, sum(RECIPE["mask"]["rate"]) / 2)
         tokens = SMALLEST
         while tokens * flops <= options.most_flops:
             found += [
@@ -97,8 +97,10 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     from frugalbert.train import pretrain
 
     inputs, rows = {} if options.report else shards(options), []
+    recipe = run.fingerprint(RECIPE)[:8]
     for cell in cells(options):
-        out = options.work / "sizes" / f"{cell['size']}-{cell['tokens'] // 1000}k-seed{cell['seed']}" / "pretrain"
+        name = f"{cell['size']}-{cell['tokens'] // 1000}k-seed{cell['seed']}-{recipe}"
+        out = options.work / "sizes" / name / "pretrain"
         if not (out / "summary.json").exists():
             if options.report:
                 continue
@@ -117,7 +119,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         if not options.busy:
             rows[-1]["tokens_per_second"] = about["tokens_per_second"]
             rows[-1]["share_of_measured_ceiling"] = about["flop_utilisation_of_measured_ceiling"]
-    return {"recipe": RECIPE, "vocabulary": 8192, "rows": rows, "law": law(rows)}
+    return {"recipe": RECIPE, "vocabulary": VOCABULARY, "length": LENGTH, "rows": rows, "law": law(rows)}
 
 
 def law(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -181,7 +183,7 @@ PROCESSES = {"1x1": (1, 1), "1x2": (1, 2), "2x1": (2, 1)}  # processes, threads 
 def processes(options: argparse.Namespace) -> dict[str, Any]:
     """Tokens per second of a training of 60 steps, and its loss, by one process and by two; ratios within a round."""
     inputs = {name: str(path) for name, path in shards(options).items()}
-    section = {**RECIPE, "arch": architecture("4x256"), "budget": "60steps", "phases": [], "batch_size": 128}
+    section = {**RECIPE, "arch": architecture("4x256"), "budget": "60steps", "batch_size": 64}
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in PROCESSES}
     for _ in range(options.rounds):
         for name, (count, threads) in PROCESSES.items():
