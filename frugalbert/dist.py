@@ -262,6 +262,13 @@ def compile_blocks(layers: Iterable[nn.Module], *, dynamic: bool) -> None:
         layer.compile(dynamic=dynamic)
 
 
+def of_any_size(x: torch.Tensor, dimension: int) -> torch.Tensor:
+    """The same tensor, of which one graph of torch.compile serves all sizes along `dimension`."""
+    if "torch._dynamo" in sys.modules:  # else nothing is compiled
+        sys.modules["torch._dynamo"].maybe_mark_dynamic(x, dimension)
+    return x
+
+
 def eager_blocks(layers: Iterable[nn.Module]) -> None:
     """Take `compile_blocks` back."""
     for layer in layers:

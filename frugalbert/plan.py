@@ -156,9 +156,10 @@ def _pretrain(config: Config, folder: Path, known: dict[str, Any]) -> str:
     assert config.shards is not None
     (bound, arch), vocabulary = _arch(config, section, folder, known), vocabulary_of(config, folder, known)
     head = "pairs" if config.shards.pairs != "none" and section.pair_weight > 0.0 else "mlm"
+    rate, whole = section.mask.rate[0], section.distill is not None
     flops = phases.per_token(
         phases.spans(section, config.shards.length[0]),
-        lambda span: cost.training_flops(arch, vocabulary, span.length, section.mask.rate[0], head),
+        lambda span: cost.training_flops(arch, vocabulary, span.length, rate, head, whole=whole),
     )
     parameters = cost.parameter_count(arch, vocabulary, head)
     what = f"{bound}{arch.brief()}, {number(parameters)} parameters, {number(flops)}FLOP/token"
@@ -239,7 +240,8 @@ def flops_per_token(section: Supernet, space: Space, vocabulary: int, length: in
     from frugalbert.model.cost import training_flops
 
     def flops(arch: Arch) -> float:
-        return training_flops(arch, vocabulary, length, sum(section.mask.rate) / len(section.mask.rate))
+        rate = sum(section.mask.rate) / len(section.mask.rate)
+        return training_flops(arch, vocabulary, length, rate, whole=section.teacher is not None)
 
     largest, random = flops(space.largest()), _mean(space, flops, stratified=section.stratified)
     if section.sampling == "sandwich":

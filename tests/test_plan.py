@@ -125,7 +125,7 @@ def test_the_teacher_is_named_and_its_forward_pass_counts(tmp_path: Path, monkey
     (tmp_path / "big" / "config.json").write_text(json.dumps(content))
     big, small = Arch.parse(content["arch"]), Arch.parse("modern 2x64 heads=2 ffn=64")
     known = {"tokenizer": {"vocab_size": 2048}}
-    student = training_flops(small, 2048, 64, 0.2)
+    student = training_flops(small, 2048, 64, 0.2, whole=True)
     speed = dict(plan_training.speeds(Config.model_validate({"name": "x", "machine": {"device": "cpu"}}))).popitem()[1]
     for settings, masked in (({}, 0.2), ({"logits": 0.0, "hidden": 1.0}, 0.0)):
         said = taught(tmp_path, {"teacher": "big", **settings}, known)

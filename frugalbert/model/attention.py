@@ -3,7 +3,7 @@
 Comes in: hidden states, a mask and rotary tables, both made once per forward pass for all layers that share them.
 Goes out: mixed hidden states. Rotary positions: RoFormer, arXiv 2104.09864, in the half-rotation layout of ModernBERT.
 
-Shapes: B batch, T tokens, H heads, K head_dim, D channels of the layer.
+Shapes: B batch, T tokens, S of them that are chosen in each row, H heads, K head_dim, D channels of the layer.
 """
 
 import functools
@@ -145,20 +145,37 @@ class _Rotation(torch.autograd.Function):
         return _turn(gradients[0], cosine, -signed_sine), None, None
 
 
-def attend(query_BHTK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, mask: Mask, dropout: float) -> Tensor:
-    """Softmax(q k / sqrt(K) + mask) v, (B, H, T, K), or what `mask` makes of them."""
+def chosen(x_BTD: Tensor, places_BS: Tensor) -> Tensor:
+    """(B, S, D): some tokens of each row, by their indices into the flattened (B*T)."""
+    return x_BTD.flatten(0, 1).index_select(0, places_BS.flatten()).view(*places_BS.shape, -1)
+
+
+def of_chosen(
+    mask: Mask, rotary: tuple[Tensor, Tensor] | None, places_BS: Tensor, length: int
+) -> tuple[Mask, tuple[Tensor, Tensor] | None]:
+    """Mask and rotary tables for the queries of chosen tokens of rows of `length`."""
+    if isinstance(mask, Tensor) and mask.shape[2] > 1:
+        mask = torch.take_along_dim(mask, (places_BS % length)[:, None, :, None], 2)
+    if rotary is not None:
+        cosine, sine = (chosen(table[:, 0].expand(len(places_BS), -1, -1), places_BS)[:, None] for table in rotary)
+        rotary = cosine, sine
+    return mask, rotary
+
+
+def attend(query_BHSK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, mask: Mask, dropout: float) -> Tensor:
+    """Softmax(q k / sqrt(K) + mask) v, (B, H, S, K), or what `mask` makes of them; S = T unless some are chosen."""
     if mask is not None and not isinstance(mask, Tensor):
-        return mask(query_BHTK, key_BHTK, value_BHTK, dropout)
-    cpu_training = query_BHTK.requires_grad and query_BHTK.device.type == "cpu"
-    if not cpu_training or query_BHTK.dtype == torch.float32 or query_BHTK.shape[2] > PLAIN_LENGTH:
+        return mask(query_BHSK, key_BHTK, value_BHTK, dropout)
+    cpu_training = query_BHSK.requires_grad and query_BHSK.device.type == "cpu"
+    if not cpu_training or query_BHSK.dtype == torch.float32 or key_BHTK.shape[2] > PLAIN_LENGTH:
         return functional.scaled_dot_product_attention(
-            query_BHTK, key_BHTK, value_BHTK, attn_mask=mask, dropout_p=dropout
+            query_BHSK, key_BHTK, value_BHTK, attn_mask=mask, dropout_p=dropout
         )
-    scores_BHTT = torch.matmul(query_BHTK * query_BHTK.shape[-1] ** -0.5, key_BHTK.transpose(-1, -2))
+    scores_BHST = torch.matmul(query_BHSK * query_BHSK.shape[-1] ** -0.5, key_BHTK.transpose(-1, -2))
     if mask is not None:
-        scores_BHTT = scores_BHTT + mask
-    weights_BHTT = functional.dropout(torch.softmax(scores_BHTT, -1), dropout, training=dropout > 0.0)
-    return torch.matmul(weights_BHTT, value_BHTK)
+        scores_BHST = scores_BHST + mask
+    weights_BHST = functional.dropout(torch.softmax(scores_BHST, -1), dropout, training=dropout > 0.0)
+    return torch.matmul(weights_BHST, value_BHTK)
 
 
 class Output(nn.Linear):
@@ -184,17 +201,25 @@ class Attention(nn.Module):
         self.key_norm = nn.RMSNorm(layer.head_dim, eps=epsilon) if qk_norm else None
         self.dropout = dropout
         self.states = nn.Identity()
-        """Passes (query, key, value) on, (B, H, T, K) each after norms and rotation: hooks read them here."""
+        """Passes (query, key, value) on, (B, H, S or T, K) after norms and rotation: hooks read them here."""
 
-    def forward(self, x_BTD: Tensor, mask: Mask, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
-        heads_BTHK = (*x_BTD.shape[:2], -1, self.head_dim)
-        query_BHTK = self.query(x_BTD).view(heads_BTHK).transpose(1, 2)
-        key_BHTK = self.key(x_BTD).view(heads_BTHK).transpose(1, 2)
-        value_BHTK = self.value(x_BTD).view(heads_BTHK).transpose(1, 2)
+    def forward(
+        self, x_BTD: Tensor, mask: Mask, rotary: tuple[Tensor, Tensor] | None, places_BS: Tensor | None = None
+    ) -> Tensor:
+        """(B, T, D), or that of chosen tokens alone, (B, S, D); then the mask must be a tensor or None."""
+        asking_BSD, turns = x_BTD, rotary
+        if places_BS is not None:
+            asking_BSD = chosen(x_BTD, places_BS)
+            mask, turns = of_chosen(mask, rotary, places_BS, x_BTD.shape[1])
+        query_BHSK = self._heads(self.query(asking_BSD))
+        key_BHTK, value_BHTK = self._heads(self.key(x_BTD)), self._heads(self.value(x_BTD))
         if self.query_norm is not None and self.key_norm is not None:
-            query_BHTK, key_BHTK = _normalise(self.query_norm, query_BHTK), _normalise(self.key_norm, key_BHTK)
-        if rotary is not None:
-            query_BHTK, key_BHTK = rotate(query_BHTK, *rotary), rotate(key_BHTK, *rotary)
-        query_BHTK, key_BHTK, value_BHTK = self.states((query_BHTK, key_BHTK, value_BHTK))
-        mixed_BHTK = attend(query_BHTK, key_BHTK, value_BHTK, mask, self.dropout if self.training else 0.0)
-        return self.output(mixed_BHTK.transpose(1, 2).flatten(2))
+            query_BHSK, key_BHTK = _normalise(self.query_norm, query_BHSK), _normalise(self.key_norm, key_BHTK)
+        if rotary is not None and turns is not None:
+            query_BHSK, key_BHTK = rotate(query_BHSK, *turns), rotate(key_BHTK, *rotary)
+        query_BHSK, key_BHTK, value_BHTK = self.states((query_BHSK, key_BHTK, value_BHTK))
+        mixed_BHSK = attend(query_BHSK, key_BHTK, value_BHTK, mask, self.dropout if self.training else 0.0)
+        return self.output(mixed_BHSK.transpose(1, 2).flatten(2))
+
+    def _heads(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

@@ -157,6 +157,17 @@ def _head_flops(arch: Arch, length: float, vocab_size: int, masked: float, head:
     return 2.0 * hidden * ((hidden if modern or whole else 0) + outputs) / (length if whole else 1.0)
 
 
-def training_flops(arch: Arch, vocab_size: int, length: float, masked: float, head: str = "mlm") -> float:
-    """Operations per token of a training step, forward and backward: 6 N_mm + 12 sum(qkv) length + 6 p (V d + d^2)."""
-    return 3.0 * forward_flops(arch, length, vocab_size=vocab_size, masked=masked, head=head)
+def training_flops(
+    arch: Arch, vocab_size: int, length: float, masked: float, head: str = "mlm", *, whole: bool = False
+) -> float:
+    """Operations per token of a training step, forward and backward: 6 N_mm + 12 sum(qkv) length + 6 p (V d + d^2).
+
+    Less those that `mlm` saves in the last layer, which makes states of masked tokens alone (keys and values of all),
+    unless somebody needs the `whole` text's.
+    """
+    forward = forward_flops(arch, length, vocab_size=vocab_size, masked=masked, head=head)
+    if head == "mlm" and not whole:
+        layer, inputs = arch.layers[-1], 2 if arch.family == "modern" else 1
+        matrices = layer.hidden * (2 * layer.qkv + (inputs + 1) * layer.ffn)
+        forward -= (1.0 - masked) * (2.0 * matrices + 4 * layer.qkv * _keys(layer, length))
+    return 3.0 * forward

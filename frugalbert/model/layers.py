@@ -3,7 +3,7 @@
 Comes in: token ids, or hidden states with their mask and rotary tables. Goes out: hidden states. The three families of
 `Arch` differ in a few lines here: norm before or after, learned or rotary positions, biases, the gate.
 
-Shapes: B batch, T tokens, D channels of the residual stream.
+Shapes: B batch, T tokens, S of them that are chosen in each row, D channels of the residual stream.
 """
 
 from functools import partial
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .arch import Arch, LayerArch
-from .attention import Attention, Mask, Output
+from .attention import Attention, Mask, Output, chosen
 from .configuration import FrugalConfig
 
 ACTIVATIONS = {
@@ -102,18 +102,27 @@ class FrugalLayer(nn.Module):
         self.ffn_norm = norm_of(arch, layer.hidden)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x_BTD: Tensor, mask: Mask, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, mask: Mask, rotary: tuple[Tensor, Tensor] | None, places_BS: Tensor | None = None
+    ) -> Tensor:
+        """(B, T, D); with `places`, indices into (B*T), the states of these tokens alone, (B, S, D)."""
+        if places_BS is not None and callable(mask):  # which skips pairs of all tokens
+            return chosen(self.forward(x_BTD, mask, rotary), places_BS)
         if self.passing:
             used, rest = x_BTD.split((self.hidden, self.passing), -1)
-            return torch.cat((self._transform(used, mask, rotary), rest), -1)
-        return self._transform(x_BTD, mask, rotary)
+            rest = rest if places_BS is None else chosen(rest, places_BS)
+            return torch.cat((self._transform(used, mask, rotary, places_BS), rest), -1)
+        return self._transform(x_BTD, mask, rotary, places_BS)
 
-    def _transform(self, x_BTD: Tensor, mask: Mask, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _transform(
+        self, x_BTD: Tensor, mask: Mask, rotary: tuple[Tensor, Tensor] | None, places_BS: Tensor | None
+    ) -> Tensor:
+        kept_BSD = x_BTD if places_BS is None else chosen(x_BTD, places_BS)
         if self.post_norm:
-            x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, mask, rotary)))
-            return self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD)))
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), mask, rotary))
-        return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD)))
+            x_BSD = self.attention_norm(kept_BSD + self.dropout(self.attention(x_BTD, mask, rotary, places_BS)))
+            return self.ffn_norm(x_BSD + self.dropout(self.ffn(x_BSD)))
+        x_BSD = kept_BSD + self.dropout(self.attention(self.attention_norm(x_BTD), mask, rotary, places_BS))
+        return x_BSD + self.dropout(self.ffn(self.ffn_norm(x_BSD)))
 
 
 class PredictionHead(nn.Module):

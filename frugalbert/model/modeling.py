@@ -1,11 +1,11 @@
 """The encoder and its heads. Token ids come in, hidden states or task scores go out, as Hugging Face models do it.
 
 One set of modules serves the three families of `Arch`: BERT (arXiv 1810.04805), 24hBERT's pre-norm form (arXiv
-2104.07705) and ModernBERT's (arXiv 2412.13663). The masked-LM head works at the masked positions only, which is most
-of the training speed of a small encoder. Weights equal those of stock `BertModel` / `ModernBertModel` up to their
-names (`interop.py`).
+2104.07705) and ModernBERT's (arXiv 2412.13663). The masked-LM head, and the last layer if rows have as many each, work
+at the masked positions only: most of the training speed of a small encoder. Weights equal those of stock `BertModel` /
+`ModernBertModel` up to their names (`interop.py`).
 
-Shapes: B batch, T tokens, D channels of the residual stream, V vocabulary, P masked positions, C choices, L labels.
+Shapes: B batch, T tokens, D channels of the stream, V vocabulary, P masked positions, S a row's, C choices, L labels.
 """
 
 from collections.abc import Callable
@@ -26,11 +26,11 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
-from .attention import Attend, Mask, Output, Rows, additive_mask, rotary_tables
+from .attention import Attend, Output, Rows, rotary_tables
 from .configuration import FrugalConfig
 from .layers import ACTIVATIONS, Embeddings, FrugalLayer, PredictionHead, linear_of, norm_of
 from .losses import binary_loss, label_loss, masked_loss, sequence_loss, span_loss
-from .sparse import skipping
+from .sparse import masks_of
 
 
 class FrugalPreTrainedModel(PreTrainedModel):
@@ -78,22 +78,25 @@ class FrugalModel(FrugalPreTrainedModel):
         document_ids: Tensor | None = None,
         output_hidden_states: bool | None = None,
         gates: Callable[[int, Tensor | None], Attend] | None = None,
+        places: Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
         """All inputs (B, T). attention_mask: 0 = padding. document_ids: tokens see their own document only (0 =
         padding); then position_ids should restart with every document. `gates` takes a layer's number and the pairs
         that are visible, (B, 1, T or 1, T) bool, and gives its attention, instead of its pattern (learned masks).
-        Returns last_hidden_state (B, T, D), pooler_output (B, D) in BERT families, and with `output_hidden_states` the
-        stream before each layer and after the last. Raises ValueError for more tokens than learned positions, or than
-        the attention pattern knows."""
+        `places` (B, S), indices into the flattened (B*T), those of a row in it: the last layer makes no other states.
+        Returns last_hidden_state (B, T or S, D), pooler_output (B, D) in BERT families but for `places`, and with
+        `output_hidden_states` the stream before each layer and after the last. Raises ValueError for more tokens than
+        learned positions, or than the attention pattern knows."""
         x_BTD = self.embeddings(input_ids, token_type_ids, position_ids)
         device = x_BTD.device.type
         if device != "meta" and torch.is_autocast_enabled(device):
             # One dtype along the whole stream: mixed additions cost more than the matrix products of a small layer.
             x_BTD = x_BTD.to(torch.get_autocast_dtype(device))
-        places = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None] if position_ids is None else position_ids
+        turns = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None] if position_ids is None else position_ids
         rows = Rows(input_ids, attention_mask, position_ids, document_ids)
         visible = None if gates is None else rows.visible()
-        masks = self._masks(rows, x_BTD) if gates is None else {}
+        dropout = self.training and self.config.attention_probs_dropout_prob > 0.0
+        masks = masks_of(self.patterns, rows, x_BTD, self.config, dropout=dropout) if gates is None else {}
         rotaries: dict[tuple[int, float] | None, tuple[Tensor, Tensor] | None] = {None: None}
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states: tuple[Tensor, ...] = ()
@@ -101,25 +104,16 @@ class FrugalModel(FrugalPreTrainedModel):
             if keep:
                 states += (x_BTD,)
             if layer.rotary not in rotaries:
-                rotaries[layer.rotary] = rotary_tables(places, *layer.rotary, x_BTD.dtype)
+                rotaries[layer.rotary] = rotary_tables(turns, *layer.rotary, x_BTD.dtype)
             mask = masks[layer.pattern] if gates is None else gates(index, visible)
-            x_BTD = layer(x_BTD, mask, rotaries[layer.rotary])
+            x_BTD = layer(x_BTD, mask, rotaries[layer.rotary], places if index + 1 == len(self.layers) else None)
         if self.final_norm is not None:
             x_BTD = self.final_norm(x_BTD)
         return BaseModelOutputWithPooling(
             last_hidden_state=x_BTD,
-            pooler_output=None if self.pooler is None else torch.tanh(self.pooler(x_BTD[:, 0])),
+            pooler_output=None if self.pooler is None or places is not None else torch.tanh(self.pooler(x_BTD[:, 0])),
             hidden_states=(*states, x_BTD) if keep else None,
         )
-
-    def _masks(self, rows: Rows, x_BTD: Tensor) -> dict[str, Mask]:
-        """What the layers of each pattern are given: what skips forbidden pairs where that pays, else a mask."""
-        config, masks = self.config, dict[str, Mask]()
-        dropout = self.training and config.attention_probs_dropout_prob > 0.0
-        for pattern, head_dim in self.patterns.items():
-            found = skipping(pattern, rows, x_BTD, config.attention_backend, head_dim=head_dim, dropout=dropout)
-            masks[pattern] = additive_mask(pattern, rows, x_BTD, config.sep_token_id) if found is None else found
-        return masks
 
 
 # ---- heads ---------------------------------------------------------------------------------------------------------
@@ -147,7 +141,9 @@ class _WordPredictor(FrugalPreTrainedModel):
         self, x_BTD: Tensor, labels: Tensor | None, masked_positions: Tensor | None, loss_only: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """Loss, if there are labels, and scores of words, at the masked positions or everywhere."""
-        x = x_BTD if masked_positions is None else x_BTD.flatten(0, 1).index_select(0, masked_positions)
+        x = x_BTD if masked_positions is None else x_BTD.flatten(0, 1)
+        if masked_positions is not None and masked_positions.dim() == 1:  # of (B, S) there are no other states
+            x = x.index_select(0, masked_positions)
         x = self.head(x)
         if labels is None:
             return None, self.decoder(x)
@@ -176,10 +172,12 @@ class FrugalForMaskedLM(_WordPredictor):
         loss_only: bool = False,
         **inputs: Any,
     ) -> MaskedLMOutput:
-        """With masked_positions (P,), indices into the flattened (B*T): logits (P, V), labels (P,). Without: logits
-        (B, T, V), labels (B, T). Labels -100 do not count; the loss is a mean over the others. With labels, take
-        gradients from the loss, not from the logits; with `loss_only` there are none, which saves their memory.
-        `inputs`: the encoder's document_ids, output_hidden_states."""
+        """With masked_positions (P,), indices into the flattened (B*T), or (B, S), which spares the last layer other
+        places: logits (P, V), labels (P,). Without: logits (B, T, V), labels (B, T). Labels -100 do not count; the loss
+        is a mean over the others. With labels, take gradients from the loss, not from the logits; with `loss_only`
+        there are none, which saves their memory. `inputs`: the encoder's others."""
+        if masked_positions is not None and masked_positions.dim() == 2:
+            inputs["places"] = masked_positions
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, return_dict=True, **inputs)
         loss, logits = self.predict(outputs.last_hidden_state, labels, masked_positions, loss_only)
         return MaskedLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)

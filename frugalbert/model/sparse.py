@@ -9,6 +9,7 @@ a block, N blocks of a tile, C = N b keys of a tile.
 """
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .attention import Attend, Rows
+from .attention import Attend, Mask, Rows, additive_mask
 from .backends import choose
+from .configuration import FrugalConfig
 from .flex import LEAST_CHANNELS, can_compile, flex
 from .patterns import parse
 from .tiles import best, groups
@@ -134,6 +136,19 @@ def _mix(query: Tensor, key: Tensor, value: Tensor, keys_RN: Tensor, mask: Tenso
         weights = functional.dropout(torch.softmax(scores, -1, out=scores), dropout, training=dropout > 0.0)
         torch.index_select(value, 2, numbers, out=fetched)
     return torch.matmul(weights, fetched.view(place))
+
+
+def masks_of(
+    patterns: Mapping[str, int], rows: Rows, x_BTD: Tensor, config: FrugalConfig, *, dropout: bool
+) -> dict[str, Mask]:
+    """What the layers of each pattern are given: what skips forbidden pairs where that pays, else a mask.
+
+    `patterns`: each with the narrowest heads that have it."""
+    masks: dict[str, Mask] = {}
+    for pattern, head_dim in patterns.items():
+        found = skipping(pattern, rows, x_BTD, config.attention_backend, head_dim=head_dim, dropout=dropout)
+        masks[pattern] = additive_mask(pattern, rows, x_BTD, config.sep_token_id) if found is None else found
+    return masks
 
 
 def skipping(pattern: str, rows: Rows, x_BTD: Tensor, wanted: str, *, head_dim: int, dropout: bool) -> Attend | None:

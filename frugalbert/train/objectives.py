@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frugalbert import dist
 from frugalbert.data.masking import IGNORED, Batch, replace_tokens, sample
 from frugalbert.model import patterns
 from frugalbert.model.arch import Arch, LayerArch
@@ -26,6 +27,12 @@ def encoder_inputs(batch: Batch, *, isolate: bool) -> dict[str, Tensor]:
     if isolate:
         return {"position_ids": batch.position_ids, "document_ids": batch.document_ids, **segments}
     return {"attention_mask": batch.document_ids > 0, **segments}
+
+
+def by_row(batch: Batch) -> Tensor:
+    """The masked positions as (B, k): the last layer makes no other states. k changes with the masking rate."""
+    rows = len(batch.input_ids)
+    return dist.of_any_size(batch.masked_positions.view(rows, len(batch.masked_positions) // rows), 1)
 
 
 # ---- masked language modelling ---------------------------------------------------------------------------------------
@@ -46,7 +53,7 @@ class MaskedLM:
         pairs = {"pair_labels": batch.pair_labels} if self.pair_weight else {}
         return model(
             input_ids=batch.input_ids,
-            masked_positions=batch.masked_positions,
+            masked_positions=batch.masked_positions if pairs else by_row(batch),
             labels=batch.labels,
             loss_only=loss_only,
             **pairs,
@@ -130,9 +137,7 @@ class Electra(nn.Module):
         The generator's samples carry no gradient (section 2 of the paper); they are drawn with the batch's own numbers.
         """
         inputs = encoder_inputs(batch, isolate=isolate)
-        guess = self.generator(
-            input_ids=batch.input_ids, masked_positions=batch.masked_positions, labels=batch.labels, **inputs
-        )
+        guess = self.generator(input_ids=batch.input_ids, masked_positions=by_row(batch), labels=batch.labels, **inputs)
         with torch.no_grad():
             filled, replaced = replace_tokens(batch, sample(guess.logits.detach(), batch.draws))
             labels = torch.where(batch.document_ids > 0, replaced.long(), IGNORED)

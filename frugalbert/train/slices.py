@@ -25,7 +25,7 @@ from frugalbert.model.cost import training_flops
 from frugalbert.space import Space
 from frugalbert.train import distill
 from frugalbert.train.batches import Micro
-from frugalbert.train.objectives import encoder_inputs, masked_scores
+from frugalbert.train.objectives import by_row, encoder_inputs, masked_scores
 from frugalbert.train.state import Drawn
 
 ALL = 64  # architectures that `sampling: all` trains per batch at most
@@ -169,7 +169,8 @@ class SliceLosses:
         assert self.sampling is not None
         vocabulary = model.network.config.vocab_size
         batches = [self.sampling.draw(position, 0.5) for position in range(64)]
-        return sum(training_flops(arch, vocabulary, length, rate) for archs in batches for arch in archs) / 64
+        whole = bool(self.distilled)
+        return sum(training_flops(x, vocabulary, length, rate, whole=whole) for archs in batches for x in archs) / 64
 
     def measure(self, model: SuperNetwork, batch: Batch, archs: tuple[Arch, ...]) -> list[dict[str, Tensor]]:
         """ "loss" (comparable between runs), "total" (what is learnt) and "logits" of each architecture."""
@@ -183,7 +184,7 @@ class SliceLosses:
                 arch,
                 model.kept(arch),
                 input_ids=batch.input_ids,
-                masked_positions=batch.masked_positions,
+                masked_positions=by_row(batch),
                 **encoder_inputs(batch, isolate=self.isolate),
             )
             teaches = found and archs[0] == largest
@@ -290,5 +291,6 @@ class OnlySampled:
 def validated_archs(space: Space) -> dict[str, Arch]:
     """Suffix of validation figures -> the largest (no suffix), one of median size, the smallest."""
     rng = np.random.default_rng(0)
-    archs = sorted((space.sample(rng) for _ in range(101)), key=lambda arch: training_flops(arch, 1, 128, 0.0))
+    drawn = [space.sample(rng) for _ in range(101)]
+    archs = sorted(drawn, key=lambda arch: training_flops(arch, 1, 128, 0.0, whole=True))
     return {"": space.largest(), "_median": archs[50], "_smallest": space.smallest()}

@@ -155,7 +155,8 @@ class Distilled:
     def flops(self, model: Student, length: float, rate: float) -> float:
         """Useful operations per token of a step: the student's, forward and backward, and the teacher's forward."""
         config = model.network.config
-        return model.teacher[0].flops(length, rate) + training_flops(config.to_arch(), config.vocab_size, length, rate)
+        mine = training_flops(config.to_arch(), config.vocab_size, length, rate, whole=True)
+        return model.teacher[0].flops(length, rate) + mine
 
     def text(self, model: Student, batch: Batch) -> dict[str, Tensor]:
         """Masked-LM loss and logits of the student."""

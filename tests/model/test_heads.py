@@ -53,6 +53,35 @@ def test_sparse_is_dense(line: str, kind: torch.dtype, monkeypatch):
     assert all((gradient != 0).any() for gradient in expected)
 
 
+@EACH
+@pytest.mark.parametrize("shape", ["", "pattern=window:2|star", "hidden=16,8 head_dim=8"])
+@pytest.mark.parametrize("inputs", ["nothing", "padding", "documents"])
+@pytest.mark.parametrize("backend", ["auto", "gather"])
+def test_the_last_layer_makes_no_more_than_it_must(line: str, shape: str, inputs: str, backend: str):
+    """Places as (B, S): loss, scores and all gradients are those of the whole last layer."""
+    model = build(f"{line} {shape}".strip(), "mlm", attention_backend=backend).double().train()
+    documents = torch.tensor([[1] * 5 + [2] * 7, [1] * 9 + [0] * 3, [1] * 12])
+    begins = torch.tensor([[0] * 5 + [5] * 7, [0] * 12, [0] * 12])
+    given = {
+        "nothing": {},
+        "padding": {"attention_mask": (documents > 0).long()},
+        "documents": {"document_ids": documents, "position_ids": torch.arange(12) - begins},
+    }[inputs]
+    ids, labels = tokens(3, 12), tokens(9, seed=1).masked_fill(torch.arange(9) == 3, IGNORED)
+    places = torch.tensor([[1, 4, 11], [0, 2, 7], [0, 0, 10]]) + torch.arange(3)[:, None] * 12
+    seen: list[int] = []
+    model.model.layers[-1].ffn.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[1]))
+    some = model(ids, masked_positions=places, labels=labels, **given)
+    whole = model(ids, masked_positions=places.flatten(), labels=labels, **given)
+    skips = backend == "gather" and "pattern" in shape and inputs != "documents"  # pairs, of all tokens
+    assert seen == [12 if skips else 3, 12]
+    exact = {"rtol": 0, "atol": 1e-12}
+    assert torch.allclose(some.loss, whole.loss, **exact)
+    assert torch.allclose(some.logits, whole.logits, **exact)
+    expected = gradients(whole.loss, model)
+    assert all(torch.allclose(a, b, **exact) for a, b in zip(gradients(some.loss, model), expected, strict=True))
+
+
 @pytest.mark.parametrize("device, loss_only", [("cpu", False), ("cpu", True), ("a GPU's pieces", True)])
 def test_the_fused_loss_has_the_gradient_it_claims(monkeypatch, device: str, loss_only: bool):
     monkeypatch.setattr(losses, "CHUNK", 14)
