@@ -76,25 +76,35 @@ def throughput(found: Found) -> str:
     return grid(head, rows)
 
 
-def time_to_loss(found: Found) -> str:
+def race(found: Found) -> str:
+    """The arms of a race, the lowest loss first; what BLiMP and GLUE say of them; the trials of Trainer's settings."""
     rows, below = [], []
     for name, arm in sorted(found["arms"].items(), key=lambda item: item[1]["loss"]["mean"]):
-        runs, loss = arm["runs"], arm["loss"]
-        ends, minus = loss["interval"], arm.get("minus_ours") or {}
-        tokens, steps = (sum(run[key] for run in runs) / len(runs) for key in ("tokens", "steps"))
-        difference = "" if name == "ours" or not minus else f"{minus['mean']:+.3f}"
-        if difference and "low" in minus:
-            difference += f" [{minus['low']:+.3f}, {minus['high']:+.3f}]"
+        runs, ends, minus = arm["runs"], arm["loss"]["interval"], arm.get("minus", {})
+        tokens, steps, seconds = (sum(one[key] for one in runs) / len(runs) for key in ("tokens", "steps", "seconds"))
+        loss = f"{arm['loss']['mean']:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
+        gain = f"{minus['mean']:+.3f}" if minus else ""
+        gain += f" [{minus['low']:+.3f}, {minus['high']:+.3f}]" if "low" in minus else ""
         rows.append([
-            name, len(runs), f"{tokens / 1e6:.1f}", f"{steps:,.0f}",
-            f"{loss['mean']:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""), difference,
+            name, len(runs), f"{tokens / 1e6:.1f}", f"{steps:,.0f}", f"{seconds:.0f}", loss, gain, minus.get("arm", ""),
         ])  # fmt: skip
         if worth := [run["downstream"] for run in runs if "downstream" in run]:
             means = {key: sum(entry[key] for entry in worth) / len(worth) for key in worth[0]}
             below.append(f"- {name}: " + ", ".join(f"{key} {value:.3f}" for key, value in means.items()))
-    head = (f"arm, {found['minutes']:g} minutes", "seeds", "tokens, M", "steps", "held-out loss", "less ours'")
-    text = grid(head, rows) + f"\n\n![loss over minutes](../benchmarks/results/{found['picture']})"
-    return text + ("\n\nAfter fine-tuning, and BLiMP:\n\n" + "\n".join(below) if below else "")
+    head = (f"arm, {found['minutes']:g} minutes", "seeds", "tokens, M", "steps", "seconds", "held-out loss", "less",
+            "that of")  # fmt: skip
+    text = grid(head, rows) + ("\n\nAfter fine-tuning, and BLiMP:\n\n" + "\n".join(below) if below else "")
+    if not found["trials"]:
+        return text
+    tried = (
+        f"{trial['settings']['learning_rate']:g}, {trial['settings']['batch_size']} rows: {trial['loss']:.3f}"
+        for trial in found["trials"]
+    )
+    return text + f"\n\nThe Trainer's rates in trials of {found['trials'][0]['minutes']:g} minutes: {'; '.join(tried)}."
+
+
+def time_to_loss(found: Found) -> str:
+    return race(found) + f"\n\n![loss over minutes](../benchmarks/results/{found['picture']})"
 
 
 def repeats(found: Found) -> str:

@@ -37,10 +37,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from evidence import DATA, ROOT, Finished, interval, told
+from tables import race
 from time_to_loss_arm import LENGTH, TASKS, scores
 
 from frugalbert import dist, run, stages
@@ -171,7 +173,7 @@ def main() -> None:
         if not options.report:
             prepare(options)
         found = study(options, Study(options, finished))
-    print(table(found))
+    print(race(found))
     if options.report:
         from throughput import environment
 
@@ -329,8 +331,14 @@ def spawn(task: dict[str, Any], folder: Path) -> dict[str, Any]:
 # ---- what came of it -------------------------------------------------------------------------------------------------
 
 
+def changed(name: str, arms: Iterable[str]) -> str:
+    """The arm that this one is set beside: of `ours-X+Y` the longest that begins its name, of all others `ours`."""
+    begins = [other for other in arms if other.startswith("ours") and name.startswith((f"{other}-", f"{other}+"))]
+    return max(begins, key=len, default="" if name == "ours" else "ours")
+
+
 def summed_up(study: Study) -> dict[str, Any]:
-    """Per arm: seeds, losses, their interval and that of the differences from `ours` with the same seeds."""
+    """Per arm: seeds, losses, their interval and that of the differences, seed by seed, from what it is a change of."""
     options = study.options
     arms: dict[str, dict[str, Any]] = {}
     kept = "loss accuracy tokens steps tokens_per_second seconds curve rate_left speed cost_seconds".split()
@@ -342,19 +350,20 @@ def summed_up(study: Study) -> dict[str, Any]:
         entry = {"seed": task["seed"]} | {name: found[name] for name in kept if name in found}
         worth = study.finished.get({**task, "tasks": TASKS})
         arm["runs"].append(entry | ({"downstream": worth} if worth else {}))
-    base = {entry["seed"]: entry["loss"] for entry in arms.get("ours", {"runs": []})["runs"]}
-    for arm in arms.values():
+    for name, arm in arms.items():
         losses = [entry["loss"] for entry in arm["runs"]]
         mean, _, ends = summary(losses)
         arm["loss"] = {
             "mean": round(mean, 4),
             "interval": None if math.isnan(ends[0]) else [round(end, 4) for end in ends],
         }
+        other = changed(name, arms)
+        base = {entry["seed"]: entry["loss"] for entry in arms[other]["runs"]} if other in arms else {}
         pairs = [(entry["loss"], base[entry["seed"]]) for entry in arm["runs"] if entry["seed"] in base]
         if len(pairs) > 1:
-            arm["minus_ours"] = interval(*zip(*pairs, strict=True))
+            arm["minus"] = {"arm": other, **interval(*zip(*pairs, strict=True))}
         elif pairs:
-            arm["minus_ours"] = {"mean": round(pairs[0][0] - pairs[0][1], 4)}
+            arm["minus"] = {"arm": other, "mean": round(pairs[0][0] - pairs[0][1], 4)}
     trials = [
         {"settings": task["trainer"], "minutes": task["minutes"], "loss": result["loss"]}
         for task in (study.trials() if BEST in options.arms else [])
@@ -362,33 +371,6 @@ def summed_up(study: Study) -> dict[str, Any]:
     ]
     return {"benchmark": (__doc__ or "").split("\n", 1)[0], "minutes": options.minutes, "device": options.device,
             "machine": study.machine, "trials": trials, "arms": arms, "commits": study.finished.commits()}  # fmt: skip
-
-
-def table(found: dict[str, Any]) -> str:
-    """A Markdown table, the lowest loss first."""
-    lines = [
-        f"| arm, {found['minutes']:g} minutes | seeds | tokens, M | steps | held-out loss | minus ours | seconds |"
-    ]
-    lines.append("|---" * 7 + "|")
-    for name, arm in sorted(found["arms"].items(), key=lambda item: item[1]["loss"]["mean"]):
-        runs = arm["runs"]
-        tokens, steps, seconds = (sum(one[key] for one in runs) / len(runs) for key in ("tokens", "steps", "seconds"))
-        ends, minus = arm["loss"]["interval"], arm.get("minus_ours", {})
-        loss = f"{arm['loss']['mean']:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
-        gain = f"{minus['mean']:+.3f}" if minus and name != "ours" else ""
-        gain += f" [{minus['low']:+.3f}, {minus['high']:+.3f}]" if gain and "low" in minus else ""
-        cells = (name, len(runs), f"{tokens / 1e6:.2f}", round(steps), loss, gain, f"{seconds:.1f}")
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    for name, arm in found["arms"].items():
-        worth = [entry["downstream"] for entry in arm["runs"] if "downstream" in entry]
-        if worth:
-            means = {key: sum(entry[key] for entry in worth) / len(worth) for key in worth[0]}
-            lines.append(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in means.items()))
-    for trial in found["trials"]:
-        told = trial["settings"]
-        lines.append(f"trial of {BEST}, {trial['minutes']:g} minutes: rate {told['learning_rate']:g}, "
-                     f"{told['batch_size']} rows: {trial['loss']:.3f}")  # fmt: skip
-    return "\n".join(lines)
 
 
 def plot(found: dict[str, Any], path: Path) -> None:

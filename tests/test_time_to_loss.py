@@ -80,6 +80,11 @@ def test_every_arm_is_a_recipe_and_all_differ(race, device: str):
     assert max(sizes) < 1.06 * min(sizes)
 
 
+def test_an_arm_is_set_beside_the_one_it_changes(race):
+    arms = ["24hbert", "run_mlm", "run_mlm-best", "ours", "ours-muon", "ours+a", "ours+a-muon", "ours+ab"]
+    assert [race.changed(name, arms) for name in arms] == [*["ours"] * 3, "", "ours", "ours", "ours+a", "ours"]
+
+
 def test_24hbert_has_the_values_of_its_config(race):
     published = load(ROOT / "configs" / "academic-24h.yaml").pretrain
     assert published is not None
@@ -223,10 +228,10 @@ def test_a_study_that_was_interrupted_goes_on(race, tmp_path: Path, monkeypatch)
     assert (settings["learning_rate"], settings["batch_size"], settings["compile"]) == (2e-3, 8, False)
     assert go(report=True) == go() == found
     assert len(calls) == 13
-    minus = found["arms"]["run_mlm-best"]["minus_ours"]
-    assert (minus["mean"], minus["low"], minus["high"]) == (1.0, 1.0, 1.0)  # paired: the seeds' own part is gone
+    minus = found["arms"]["run_mlm-best"]["minus"]
+    assert minus == {"arm": "ours", "mean": 1.0, "low": 1.0, "high": 1.0}  # paired: the seeds' own part is gone
     assert found["arms"]["ours"]["loss"]["mean"] == 4.005
-    lines = race.table(found).splitlines()
+    lines = race.race(found).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:4]] == ["ours", "run_mlm-best"]
     assert "+1.000 [+1.000, +1.000]" in lines[3]
     race.plot(found, tmp_path / "curve.png")
