@@ -20,7 +20,7 @@ from frugalbert.progress import duration
 from frugalbert.run import say
 from frugalbert.train.phases import Span
 from frugalbert.train.state import Drawn, Run, pause
-from frugalbert.train.step import accumulate, clear, halve, is_out_of_memory
+from frugalbert.train.step import accumulate, clear, compiled, halve, is_out_of_memory, of_compiler, without_compiler
 
 WORTH_SECONDS = 60.0  # of training; a shorter one takes what was estimated
 MOST = 0.02  # of the training, after which nothing more is tried
@@ -37,7 +37,7 @@ def settle(run: Run) -> None:
     if settled and "precision" in run.free:
         run.precision = str(settled["precision"])
     if settled and "compile" in run.free:
-        _compiled(run, bool(settled["compiled"]))
+        compiled(run, bool(settled["compiled"]))
     if run.trial or run.compiled:
         with run.cost("compile" if run.compiled else "probe"):
             _fit(run)
@@ -55,14 +55,6 @@ def _choose(run: Run, limit: float) -> None:
             with run.cost("compile" if name == "compile" else "probe"):
                 found.append(choose(run))
     say(f"{run.stage}: tried for {duration(time.perf_counter() - started)}: {'; '.join(found)}")
-
-
-def _compiled(run: Run, wanted: bool) -> None:
-    if wanted and not run.compiled:
-        dist.compile_blocks(run.blocks, dynamic=False)
-    elif not wanted:
-        dist.eager_blocks(run.blocks)
-    run.compiled = wanted
 
 
 def _precision(run: Run) -> str:
@@ -93,12 +85,12 @@ def _compile(run: Run) -> str:
     if _left(run) < COMPILE_WORTH_SECONDS[run.device.type]:
         return "not compiled: too little training follows"
     times = {False: _step_seconds(run, run.state.micro_batch)}
-    _compiled(run, True)
+    compiled(run, True)
     _fit(run)
     if run.compiled:
         times[True] = _step_seconds(run, run.state.micro_batch)
     if not _best(times):
-        _compiled(run, False)
+        compiled(run, False)
     names = {"compiled" if key else "eager": seconds for key, seconds in times.items()}
     return _said("torch.compile", names, "compiled" if run.compiled else "eager")
 
@@ -233,14 +225,13 @@ def _fit(run: Run) -> None:
             _pass(run, run.draw(run.state.progress, run.state.samples, run.state.micro_batch))
             _validate_once(run)
         except Exception as error:
-            full, failed = is_out_of_memory(error), run.compiled and _of_compiler(error)
+            full, failed = is_out_of_memory(error), of_compiler(run, error)
             if not full and not failed:
                 raise
-            why = str(error).strip().split("\n", 1)[0]
+            why = str(error)
         full, failed = (value == 1.0 for value in dist.agree([float(full), float(failed)]))
         if failed:
-            say(f"{run.stage}: torch.compile does not work here and is left out: {why}")
-            _compiled(run, False)
+            without_compiler(run, why)
             full = True
         elif full:
             halve(run)
@@ -252,7 +243,3 @@ def _validate_once(run: Run) -> None:
     with contextlib.suppress(StopIteration):
         if run.validate is not None:
             run.validate(lambda: next(pauses))
-
-
-def _of_compiler(error: BaseException) -> bool:
-    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor")) or "compiler" in str(error)

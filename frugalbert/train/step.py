@@ -3,7 +3,7 @@
 The batch is accumulated in micro-batches whose shares of the mean add up to one big batch, over ranks too. Loss and
 gradient norm are looked at before the optimizer moves: one number read per step is all that the host waits for. What is
 not finite is skipped, then answered by going back to a checkpoint, then by giving up. When memory is full the
-micro-batch is halved and the same global batch is tried again.
+micro-batch is halved, when a compiler fails the run goes on without it; the same global batch is tried again.
 """
 
 from __future__ import annotations
@@ -50,11 +50,17 @@ def _gradients(run: Run) -> tuple[Drawn, dict[str, float], float, int]:
             torch.manual_seed(step_seed(run.recipe.seed, run.state.attempt))
             run.optimizer.zero_grad(set_to_none=True)
             return drawn, *_read(run, drawn, accumulate(run, drawn))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+        except Exception as error:
+            full, why = is_out_of_memory(error), str(error)
+            if not full and not of_compiler(run, error):
                 raise
-        _refuse_among_ranks(run)
-        halve(run)  # outside of `except`, whose traceback keeps the tensors alive
+        if full:
+            _refuse_among_ranks(_full(run))
+            halve(run)  # outside of `except`, whose traceback keeps the tensors alive
+        else:
+            _refuse_among_ranks("torch.compile fails in the middle of the training; set machine.compile: false")
+            without_compiler(run, why)
+            run.state.settled["compiled"] = False
 
 
 def step_seed(seed: int, attempt: int) -> int:
@@ -110,7 +116,7 @@ def _apply(run: Run, drawn: Drawn, norm: float, tokens: int) -> bool:
         if not full:
             raise
     if full:
-        _refuse_among_ranks(run)
+        _refuse_among_ranks(_full(run))
         _start_again_smaller(run)
         return False
     state = run.state
@@ -201,13 +207,36 @@ def _sentence(run: Run, what: str) -> str:
     )
 
 
-# ---- full memory -----------------------------------------------------------------------------------------------------
+# ---- full memory, and compilers that fail ----------------------------------------------------------------------------
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory is full, by the classes and words of torch, CUDA's libraries and Triton."""
     words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in words)
+
+
+def of_compiler(run: Run, error: BaseException) -> bool:
+    """Whether it was torch.compile that failed."""
+    ours = type(error).__module__.startswith(("torch._dynamo", "torch._inductor")) or "compiler" in str(error)
+    return run.compiled and ours
+
+
+def compiled(run: Run, wanted: bool) -> None:
+    """Have the layers compiled at their next pass, or take that back."""
+    if wanted and not run.compiled:
+        dist.compile_blocks(run.blocks, dynamic=False)
+    elif not wanted:
+        dist.eager_blocks(run.blocks)
+    run.compiled = wanted
+
+
+def without_compiler(run: Run, why: str) -> None:
+    """Go on eagerly, and say why."""
+    why = why.strip().split("\n", 1)[0]
+    say(f"{run.stage}: torch.compile does not work here and is left out: {why}")
+    clear(run)
+    compiled(run, False)
 
 
 def clear(run: Run) -> None:
@@ -226,13 +255,15 @@ def halve(run: Run) -> None:
     say(f"memory is full: micro-batches of {run.state.micro_batch} sequences from now on, the same global batch")
 
 
-def _refuse_among_ranks(run: Run) -> None:
+def _full(run: Run) -> str:
+    smaller = max(1, run.state.micro_batch // 2)
+    return f"memory is full with micro-batches of {run.state.micro_batch} sequences; set machine.micro_batch: {smaller}"
+
+
+def _refuse_among_ranks(sentence: str) -> None:
     """Raises ValueError if there are other ranks: they wait in the middle of the step, or have moved their weights."""
     if dist.world() > 1:
-        raise ValueError(
-            f"memory is full on rank {dist.rank()} with micro-batches of {run.state.micro_batch} sequences; "
-            f"set machine.micro_batch: {max(1, run.state.micro_batch // 2)}"
-        )
+        raise ValueError(f"rank {dist.rank()}: {sentence}")
 
 
 def _start_again_smaller(run: Run) -> None:

@@ -159,6 +159,30 @@ def test_without_a_compiler_it_stays_eager_and_says_why_once(tmp_path: Path, cap
     torch._dynamo.reset()
 
 
+def test_a_compiler_that_fails_at_a_later_length_is_left_out(tmp_path: Path, monkeypatch, capsys):
+    """The rows of the second phase are longer: their graphs are other ones."""
+    inputs = small_run.prepare(tmp_path, lengths=(32, 64))
+    phases = [{"length": 32, "share": 0.5}, {"length": 64, "share": 0.5}]
+
+    def backend(graph: torch.fx.GraphModule, given: list[torch.Tensor]) -> Any:
+        if any(x.requires_grad and x.shape[1:] == (64, 32) for x in given if isinstance(x, torch.Tensor)):
+            raise RuntimeError("no registers are left")
+        return graph.forward
+
+    inductor = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: inductor(self, backend=backend, dynamic=False))
+    plain, found = (
+        small_run.run(inputs, tmp_path / str(wanted) / "pretrain", {"compile": wanted}, phases=phases)
+        for wanted in (False, True)
+    )
+    said = capsys.readouterr().err
+    assert said.count("torch.compile does not work here and is left out: ") == 1
+    assert "no registers are left" in said
+    assert found["final_validation_loss"] == plain["final_validation_loss"]
+    assert '"compiled": false' in next((tmp_path / "True").rglob("step-00000020/state.json")).read_text()
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize(("budget", "seconds"), [("100steps", 200.0), ("600tok", 25.0), ("10epochs", 40.0)])
 def test_how_much_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: str, seconds: float):
     """From one step's rows, tokens and epochs, at two seconds a step."""
