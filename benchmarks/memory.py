@@ -117,7 +117,7 @@ def measure(options: argparse.Namespace, folder: Path, stage: str) -> dict[str, 
             peak, samples = max(peak, total), samples + 1
             time.sleep(0.05)
     if child.returncode or child.stdout is None:
-        sys.exit(f"{stage} failed:\n{(folder / f'{stage}.log').read_text()[-2000:]}")
+        raise ValueError(f"{stage}: {(folder / f'{stage}.log').read_text().strip().splitlines()[-1]}")
     said = json.loads(child.stdout.read())
     seconds = round(time.perf_counter() - started, 1)
     return {
@@ -146,12 +146,22 @@ def _small(said: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     options = parse()
     if options.stage:
-        work(options)
+        try:
+            work(options)
+        except ValueError as error:
+            sys.exit(str(error))
         return
-    if not options.files:
-        sys.exit("no articles: set FRUGALBERT_DATA, or give --files")
+    from evidence import told  # not in the child, whose memory is measured
+
+    with told():
+        study(options)
+
+
+def study(options: argparse.Namespace) -> None:
     from throughput import environment, save
 
+    if not options.files:
+        raise ValueError("no articles: set FRUGALBERT_DATA, or give --files")
     peaks: dict[str, dict[str, Any]] = {}
     for megabytes in options.megabytes:
         with tempfile.TemporaryDirectory() as name:

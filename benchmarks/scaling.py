@@ -209,7 +209,7 @@ def one_training(section: dict[str, Any], inputs: dict[str, str], count: int, th
         done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
         lines = [line for line in done.stdout.splitlines() if line.startswith("answer ")]
         if not lines:
-            sys.exit(done.stderr[-3000:])
+            raise ValueError(f"{count} processes: {(done.stderr.strip() or 'nothing was said').splitlines()[-1]}")
         answer = json.loads(lines[0].removeprefix("answer "))
         return {key: answer[key] for key in ("tokens_per_second", "final_validation_loss")}
 
