@@ -233,7 +233,8 @@ def compiled(run: Run, wanted: bool) -> None:
 
 def without_compiler(run: Run, why: str) -> None:
     """Go on eagerly, and say why."""
-    why = why.strip().split("\n", 1)[0]
+    first, _, rest = why.strip().partition("\n")
+    why = f"{first} {rest.strip().partition(chr(10))[0]}" if first.endswith(":") else first
     say(f"{run.stage}: torch.compile does not work here and is left out: {why}")
     clear(run)
     compiled(run, False)
