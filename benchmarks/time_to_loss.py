@@ -83,35 +83,31 @@ def ours(device: str) -> dict[str, dict[str, Any]]:
     )
     recipe = {
         "arch": modern, "batch_size": size["batch"], "optimizer": "muon", "muon_learning_rate": 0.01,
-        "learning_rate": 2e-3, "weight_decay": 0.1, "warmup": 0.05, "curve": "linear",
+        "learning_rate": 2e-3, "weight_decay": 0.01, "warmup": 0.05, "curve": "linear",
         "mask": {"rate": [0.3, 0.15]},  # GPT-BERT's schedule
     }  # fmt: skip
-    many = {"mask": {"rate": [0.8, 0.15]}}
     short = {"phases": [{"length": 128, "share": 0.4}], "batch_size": 2 * size["batch"]}  # rows of 64 first
-    small, large = {"batch_size": size["batch"] // 2}, {"batch_size": 2 * size["batch"]}
-    small_short = short | {"batch_size": size["batch"]}
-    mixed, light = {"isolate_documents": False}, {"weight_decay": 0.01}
     parts: dict[str, dict[str, Any]] = {
         "": {},
         "-muon": {"optimizer": "adamw", "learning_rate": 3e-3},
         "-masks": {"mask": {"rate": 0.15}},
-        "+many-masks": many,
-        "-weight-decay": light,
         "-decay": {"curve": "constant"},
-        "+wsd": {"curve": "wsd", "curve_options": {"cooldown": 0.5}},
         "-modern": {"arch": stock},
-        "-isolation": mixed,
+        "-isolation": {"isolate_documents": False},
+        "+many-masks": {"mask": {"rate": [0.8, 0.15]}},
+        "+wsd": {"curve": "wsd", "curve_options": {"cooldown": 0.5}},
         "+ramp": {"batch_size": 2 * size["batch"], "batch_ramp": {"start": size["batch"] // 2, "share": 0.5}},
         "+lengths": short,
         "+average": {"checkpoints": {"average": 3}},
-        "+large-batch": large,
-        "+small-batch": small,
-        "+small-batch-weight-decay": small | light,
-        "+small-batch-isolation": small | mixed,
-        "+small-batch+many-masks": small | many,
-        "+small-batch+lengths": small_short,
-        "+small-batch+lengths+many-masks": small_short | many,  # was best in trainings of 1 to 8 million tokens
+        "+large-batch": {"batch_size": 2 * size["batch"]},
     }
+    few = {"batch_size": size["batch"] // 2}
+    small = {name: parts[name] | few for name in ("", "-isolation", "+many-masks")}
+    small |= {"+lengths": short | {"batch_size": size["batch"]}}
+    small |= {"+lengths+many-masks": small["+lengths"] | parts["+many-masks"]}
+    parts |= {f"+small-batch{name}": part for name, part in small.items()}
+    # the recipe had this part, and two of those above, when most of its others were tried
+    parts |= {f"+weight-decay{name}": part | {"weight_decay": 0.1} for name, part in parts.items()}
     academic = {
         "arch": preln, "batch_size": size["24hbert"], "optimizer": "adamw", "learning_rate": 1e-3, "epsilon": 1e-6,
         "betas": [0.9, 0.98], "weight_decay": 0.01, "clip_norm": 0.0, "warmup": 0.06, "curve": "linear",
@@ -149,7 +145,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--journal", type=Path, default=RESULTS / "time_to_loss.jsonl", help="what is finished")
     parser.add_argument("--minutes", type=float, default=20.0, help="of the clock")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--arms", nargs="+", choices=[*arms, "run_mlm-bert-base"], metavar="ARM", help="default: all")
+    parser.add_argument("--arms", nargs="+", choices=[*arms, "run_mlm-bert-base"], metavar="ARM",
+                        help="default: all without a +, in a report all")  # fmt: skip
     parser.add_argument("--trial-share", type=float, default=0.2, help="of the clock, for each trial of run_mlm-best")
     sources = [str(DATA / f"enwiki2015-{part}.txt.xz") for part in ("AA", "AB")]
     parser.add_argument("--sources", nargs="+", default=sources, help="text, for the first call")
@@ -159,7 +156,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="nothing is run: write what is there")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    options.arms = options.arms or [arm for arm in arms if not options.parts or arm.startswith("ours")]
+    options.arms = options.arms or [
+        arm for arm in arms if ("ours" in arm or not options.parts) and ("+" not in arm or options.report)
+    ]
     options.out = options.out or RESULTS / f"time_to_loss{'_parts' if options.parts else ''}.json"
     options.work, options.device = options.work.resolve(), device
     return options

@@ -65,11 +65,14 @@ def test_every_arm_is_a_recipe_and_all_differ(race, device: str):
     assert changed["ours-masks"] == {"mask"}
     assert changed["ours-muon"] == {"optimizer", "learning_rate"}
     assert changed["ours+lengths"] == {"phases", "batch_size"}
-    assert all(1 <= len(keys) <= 2 for name, keys in changed.items() if name != "ours" and "small-batch" not in name)
-    small = "ours+small-batch"
-    for name, more in (("-isolation", "isolate_documents"), ("-weight-decay", "weight_decay"), ("+many-masks", "mask")):
+    single = {name: keys for name, keys in changed.items() if "small-batch" not in name and "weight-decay" not in name}
+    assert all(1 <= len(keys) <= 2 for name, keys in single.items() if name != "ours")
+    small, heavy = "ours+small-batch", "ours+weight-decay"
+    for name, more in (("-isolation", "isolate_documents"), ("+many-masks", "mask")):
         assert arms[small + name] == {**arms["ours" + name], "batch_size": arms[small]["batch_size"]}
         assert changed[small + name] == {"batch_size", more}
+    for name in ("-muon", "+large-batch", "+small-batch+lengths"):
+        assert arms[heavy + name] == {**arms["ours" + name], "weight_decay": 0.1}
     tokens = [values["batch_size"] * (64 if "phases" in values else 128) for values in
               (arms["ours+lengths"], arms["ours"], arms[f"{small}+lengths"], arms[small])]  # fmt: skip
     assert tokens[0] == tokens[1] == 2 * tokens[2] == 2 * tokens[3]
