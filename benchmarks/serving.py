@@ -13,7 +13,7 @@ least of all its calls, on one thread and in processor time: what else the machi
 What is finished is in a journal beside the results (deleted when all is), so that a call that is stopped may go on.
 
   python benchmarks/serving.py                     serving.json, staircase.json and .png: 3 hours on 2 idle cores
-  python benchmarks/serving.py --only staircase    one of both
+  python benchmarks/serving.py --only staircase    one of both; with --kinds torch without ONNX, which takes longest
   python benchmarks/serving.py --quick             a short look, no result files
   python benchmarks/serving.py --device cuda       PyTorch on a GPU: serving_gpu.json, staircase_gpu.json
 """
@@ -276,6 +276,7 @@ def settings_of(options: argparse.Namespace) -> Row:
 def staircase(options: argparse.Namespace) -> None:
     found = environment()
     backends = [("torch", "fp32"), ("torch", "bf16"), ("onnx", "fp32"), ("onnx-int8", "fp32")]
+    backends = [backend for backend in backends if backend[0] in options.kinds.split(",")]
     if options.device == "cuda":
         backends = [("torch", "fp32")]
     if options.quick:
