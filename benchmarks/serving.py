@@ -52,6 +52,7 @@ SHAPES = {
     "hidden": ("bert 4x{} heads=4 head_dim=64 ffn=1024", HIDDEN),
     "ffn": ("bert 4x256 heads=4 ffn={}", FFN),
 }
+KINDS = ("torch", "compiled", "onnx", "onnx-int8")
 REFERENCE = "bert 2x256 heads=4 ffn=512"
 Row = dict[str, Any]
 
@@ -59,7 +60,7 @@ Row = dict[str, Any]
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS), help="of the table above, or architectures' lines")
-    parser.add_argument("--kinds", default="torch,compiled,onnx,onnx-int8")
+    parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--precisions", default="fp32,auto", help="of PyTorch on the CPU")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--lengths", default="16,32,64,128,256,512")
@@ -72,6 +73,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small models, few cells, one round, no result file")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="directory")
     options = parser.parse_args()
+    if not set(options.kinds.split(",")) <= set(KINDS):
+        parser.error(f"--kinds is {options.kinds}; write some of {','.join(KINDS)}")
     if options.device == "cuda":
         options.threads, options.kinds, options.precisions = "1", "torch,compiled", "fp32"
     if options.quick:
@@ -277,6 +280,8 @@ def staircase(options: argparse.Namespace) -> None:
     found = environment()
     backends = [("torch", "fp32"), ("torch", "bf16"), ("onnx", "fp32"), ("onnx-int8", "fp32")]
     backends = [backend for backend in backends if backend[0] in options.kinds.split(",")]
+    if not backends:
+        raise ValueError("--kinds names none of torch, onnx, onnx-int8, of which the staircase is made")
     if options.device == "cuda":
         backends = [("torch", "fp32")]
     if options.quick:
