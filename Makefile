@@ -44,7 +44,7 @@ bench: $(STAMP) ## The speed figures of the README, to benchmarks/results (hours
 	@set -e; for name in $(SPEED); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
 docs: $(STAMP) ## Write docs/config.md from the configuration, the tables of docs from benchmarks/results
-	@$(BIN)/python -c "from frugalbert.explain import markdown; print(markdown(), end='')" > docs/config.md
+	@$(BIN)/python benchmarks/config_page.py
 	@$(BIN)/python benchmarks/tables.py
 
 install: $(STAMP) ## Only the environment

@@ -24,17 +24,6 @@ from frugalbert.progress import number
 
 VOCABULARY = 30522  # for the parameter counts of presets: BERT's
 
-INTRODUCTION = """\
-# Configuration
-
-This page is generated from `frugalbert/config.py` by `make docs`; `frugalbert explain` prints the same.
-
-A run is one YAML file. Its sections, in this order, are the pipeline; a section that is not written means that its
-stage does not run. Unknown keys, wrong types and contradictions are refused with the place and what to write instead.
-On the command line, `section.key=value` overrides a setting and `section=null` removes a section. Where a list is
-expected, a single value will do. Paths are relative to the YAML file.
-"""
-
 
 @dataclass(frozen=True)
 class Key:
@@ -171,7 +160,7 @@ def explain(section: str | None = None) -> str:
     Raises ValueError for a name that is not there.
     """
     found = list(all_keys())
-    tables = {"arch": _presets, "patterns": _patterns, "curves": functools.partial(_curves, registered=True)}
+    tables = {"arch": presets, "patterns": patterns, "curves": functools.partial(curves, registered=True)}
     if section in tables:
         return _terminal_table(tables[section]())
     chosen = [key for key in found if section is None or key.path == section or key.path.startswith(f"{section}.")]
@@ -208,39 +197,6 @@ def _plain(text: str) -> str:
     return text.replace("`", "")
 
 
-def markdown() -> str:
-    """The text of docs/config.md: a table per section and mapping, the presets and the curves."""
-    found = list(all_keys())
-    lines = [INTRODUCTION]
-    top = [key for key in found if "." not in key.path]
-    lines += ["| section | what it does |", "|---|---|"]
-    lines += [f"| [`{key.name}`](#{key.name}) | {key.text} |" for key in top if key.nested]
-    lines += ["", *_markdown_table([key for key in top if not key.nested])]
-    parents = dict.fromkeys(key.path.rpartition(".")[0] for key in found if "." in key.path)
-    texts = {key.path: key.text for key in found}
-    for parent in parents:
-        title = parent.removesuffix("[]").removesuffix(".NAME")
-        lines += ["", f"{'###' if '.' in parent else '##'} {title}", ""]
-        each = parent.endswith(("[]", ".NAME"))
-        lines += [f"Each item of `{title}`, when written as a mapping." if each else texts[parent], ""]
-        lines += _markdown_table([key for key in found if key.path.rpartition(".")[0] == parent])
-    named = {"Architecture presets": _presets(), "Attention patterns": _patterns(), "Learning-rate curves": _curves()}
-    for title, table in named.items():
-        lines += ["", f"## {title}", "", table.text, ""]
-        lines += [f"| {' | '.join(table.head)} |", "|" + "---|" * len(table.head)]
-        lines += [f"| `{row[0]}` | {' | '.join(row[1:])} |" for row in table.rows]
-    return "\n".join(lines) + "\n"
-
-
-def _markdown_table(rows: list[Key]) -> list[str]:
-    lines = ["| key | takes | default | meaning |", "|---|---|---|---|"]
-    for key in rows:
-        default = "mapping below" if key.nested and not key.default else f"`{key.default}`" if key.default else ""
-        kind = "mapping" if key.nested else key.kind.replace("|", "\\|")
-        lines.append(f"| `{key.name}` | {kind} | {default} | {key.text.replace('|', chr(92) + '|')} |")
-    return lines
-
-
 # ---- presets and curves ---------------------------------------------------------------------------------------------
 
 
@@ -253,7 +209,7 @@ class Table:
     rows: list[tuple[str, ...]]
 
 
-def _presets() -> Table:
+def presets() -> Table:
     from frugalbert.model.cost import parameter_count
 
     text = (
@@ -267,7 +223,7 @@ def _presets() -> Table:
     return Table(text, ("preset", "parameters", "line"), rows)
 
 
-def _patterns() -> Table:
+def patterns() -> Table:
     from frugalbert.model.patterns import KINDS
 
     text = (
@@ -279,7 +235,7 @@ def _patterns() -> Table:
     return Table(text, ("pattern", "pairs (i, j) that may meet"), [(form, rule) for _, form, rule in KINDS.values()])
 
 
-def _curves(*, registered: bool = False) -> Table:
+def curves(*, registered: bool = False) -> Table:
     from frugalbert.train.curves import CURVES
 
     text = (

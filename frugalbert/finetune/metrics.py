@@ -294,7 +294,7 @@ def score(names: Sequence[str], examples: Sequence[Example], predicted: Any, lab
 
 
 def resampled(name: str, examples: Sequence[Example], predicted: Any, labels: Sequence[str]) -> Resampled:
-    """A metric as a function of how often each example is drawn: what `scores.bootstrap` takes. See `score`."""
+    """A metric as a function of how often each example is drawn: what `scores.draws` takes. See `score`."""
     if not examples:
         return lambda counts: np.full(len(counts), math.nan)
     return METRICS[name].prepare(gold_of(examples, predicted, labels), predicted, examples)

@@ -131,15 +131,6 @@ def bounds(values: Array, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bootstrap(
-    score: Resampled, n: int, seed: int, resamples: int = 1000, groups: Sequence[str] = ()
-) -> tuple[float, float]:
-    """95 % percentile interval of a score over its `n` examples. The difference of two models on the same examples is
-    the score `lambda counts: one(counts) - other(counts)`. See `draws` and `metrics.resampled`.
-    """
-    return bounds(draws(score, n, seed, resamples, groups))
-
-
 @dataclass(frozen=True)
 class Part:
     """A set and what models say of it: `predictions`, one for each seed, as `metrics.score` takes them."""

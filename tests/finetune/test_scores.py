@@ -105,7 +105,7 @@ def test_interval_of_an_accuracy_is_the_binomials():
     gold = np.zeros(n, int)
     predicted = (np.arange(n) >= hits).astype(int)
     accuracy = metrics.resampled("accuracy", classified(gold), predicted, "ab")
-    low, high = scores.bootstrap(accuracy, n, seed=0, resamples=20_000)
+    low, high = scores.bounds(scores.draws(accuracy, n, seed=0, resamples=20_000))
     expected = scipy.stats.binom.ppf([0.025, 0.975], n, hits / n) / n
     assert (low, high) == pytest.approx(tuple(expected), abs=2 / n)
     values = scores.draws(accuracy, n, seed=0, resamples=20_000)
@@ -117,7 +117,7 @@ def test_interval_of_an_accuracy_is_the_binomials():
 def test_a_seed_fixes_the_interval():
     gold = np.arange(50) % 2
     accuracy = metrics.resampled("accuracy", classified(gold), gold ^ (np.arange(50) % 7 == 0), "ab")
-    assert scores.bootstrap(accuracy, 50, seed=1) == scores.bootstrap(accuracy, 50, seed=1)
+    assert scores.bounds(scores.draws(accuracy, 50, seed=1)) == scores.bounds(scores.draws(accuracy, 50, seed=1))
     assert not np.array_equal(scores.draws(accuracy, 50, seed=1), scores.draws(accuracy, 50, seed=2))
 
 
@@ -226,6 +226,6 @@ def test_undefined_resamples_are_left_out():
     low, high = scores.bounds(values)
     assert low <= high <= 1.0
     undefined = metrics.resampled("pearson", examples, np.ones(3), ())
-    assert all(math.isnan(bound) for bound in scores.bootstrap(undefined, 3, seed=0))
+    assert all(math.isnan(bound) for bound in scores.bounds(scores.draws(undefined, 3, seed=0)))
     nothing = scores.resamples_of([scores.Part(["mcc"], [], [np.zeros(0, int)], "ab")])
     assert all(math.isnan(bound) for bound in scores.bounds(nothing))
