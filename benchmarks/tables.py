@@ -90,7 +90,8 @@ def race(found: Found) -> str:
         ])  # fmt: skip
         if worth := [run["downstream"] for run in runs if "downstream" in run]:
             means = {key: sum(entry[key] for entry in worth) / len(worth) for key in worth[0]}
-            below.append(f"- {name}: " + ", ".join(f"{key} {value:.3f}" for key, value in means.items()))
+            scores = ", ".join(f"{key} {value:.3f}" for key, value in means.items())
+            below.append(f"- {name} ({len(worth)} of the seeds): {scores}")
     head = (f"arm, {found['minutes']:g} minutes", "seeds", "tokens, M", "steps", "seconds", "held-out loss", "less",
             "that of")  # fmt: skip
     text = grid(head, rows) + ("\n\nAfter fine-tuning, and BLiMP:\n\n" + "\n".join(below) if below else "")
