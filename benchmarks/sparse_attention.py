@@ -191,6 +191,7 @@ def encoder_arms(line: str, pattern: str, length: int, precision: str, train: bo
 
     from frugalbert import dist
     from frugalbert.model.arch import Arch
+    from frugalbert.model.attention import Options
     from frugalbert.model.configuration import FrugalConfig
     from frugalbert.model.modeling import FrugalModel
 
@@ -206,12 +207,12 @@ def encoder_arms(line: str, pattern: str, length: int, precision: str, train: bo
         def step() -> None:
             model.zero_grad()
             with dist.autocast(torch.device(device), precision):
-                states = model(ids, gates=gates).last_hidden_state
+                states = model(ids, options=Options(gates)).last_hidden_state
             states.float().square().mean().backward()
 
         def forward() -> None:
             with torch.inference_mode(), dist.autocast(torch.device(device), precision):
-                model(ids, gates=gates)
+                model(ids, options=Options(gates))
 
         return step if train else forward
 

@@ -67,11 +67,12 @@ def throughput(found: Found) -> str:
         best = row["arms"]["best"]
         how = f"{best['precision']}, {'compiled' if best['compile'] else 'eager'}, batches of {best['batch_size']}"
         rows.append([
-            row["arch"], row["length"], f"{speed['ours']['median']:,.0f}", f"{speed['documented']['median']:,.0f}",
+            row["arch"], row["length"], row["processor"],
+            f"{speed['ours']['median']:,.0f}", f"{speed['documented']['median']:,.0f}",
             f"{speed['best']['median']:,.0f} ({how})", spread(over["documented"]), spread(over["best"]),
             share(row["share_of_measured_ceiling"]), share((row.get("share_of_datasheet") or {}).get("ours")),
         ])  # fmt: skip
-    head = ("encoder", "length", "ours, tokens/s", "Trainer as documented", "Trainer at its best",
+    head = ("encoder", "length", "processor", "ours, tokens/s", "Trainer as documented", "Trainer at its best",
             "ours over documented", "ours over best", "of the matrix products' speed", "of the datasheet")  # fmt: skip
     return grid(head, rows)
 

@@ -7,7 +7,7 @@ what is compared: tokens per second. Arms, each in a process of its own:
   best         the Trainer with bf16 and the batch size, and torch_compile or not, that a trial shows to be the fastest
 Rounds alternate the arms; a ratio is taken within each round, and reported as min / median / max. Useful operations are
 those of `model/cost.py` with the masked positions alone in the vocabulary, for all arms the same. Rows of the result
-file about other encoders and lengths stay, so that the table may grow over several calls.
+file about other encoders, lengths and processors stay, so that the table may grow over several calls.
 
   python benchmarks/throughput.py                        4x256, vocabulary 30,522, length 128 on 2 pinned cores
   python benchmarks/throughput.py --sizes 4x256 6x384 12x512 12x768 24x1024 --lengths 128 512 --families bert modern
@@ -314,8 +314,9 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def about_what(settings: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(settings[name] for name in ("arch", "length", "device", "threads", "vocab_size"))
+def about_what(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a newer row takes the place of: the same encoder, length and processor."""
+    return row["processor"], *(row["options"][name] for name in ("arch", "length", "device", "threads", "vocab_size"))
 
 
 def main() -> None:
@@ -327,13 +328,15 @@ def main() -> None:
     found, rows = environment(cores), {}
     if not options.quick and Path(options.out).exists():
         before = json.loads(Path(options.out).read_text())["rows"]
-        rows = {about_what(row["options"]): row for row in before}
+        rows = {about_what(row): row for row in before}
     for family, size, length in itertools.product(options.families, options.sizes, options.lengths):
         layers, hidden = map(int, size.split("x"))
         ffn = int(FFN[family] * hidden)
         options.arch, options.length = f"{family} {layers}x{hidden} heads={hidden // 64} ffn={ffn}", length
         settings = {key: value for key, value in vars(options).items() if key not in ("out", "worker")}
-        rows[about_what(settings)] = {**one(options), "options": settings, "environment": found}
+        processor = found["gpu" if options.device == "cuda" else "cpu"]
+        row = {**one(options), "processor": processor, "options": settings, "environment": found}
+        rows[about_what(row)] = row
         if not options.quick:
             save(options.out, {"benchmark": "training throughput", "rows": list(rows.values())})
     for row in rows.values():

@@ -14,13 +14,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "attention": {"budget": "20steps", "batch_size": 8, "early_stop": None, "validation": {"rows": 32}},
     "importance": {"budget": "20steps", "batch_size": 8, "early_stop": None, "validation": {"rows": 32}},
     "pretrain": {"budget": "20steps", "batch_size": 8, "early_stop": None, "validation": {"rows": 32}},
-    "finetune": {
-        "seeds": [0],
-        "epochs": 1.0,
-        "max_train_examples": 64,
-        "blimp_pairs": 10,
-        "predict_test": False,
-    },
+    "finetune": {"seeds": [0], "epochs": 1.0, "max_train_examples": 64, "blimp_pairs": 10, "predict_test": False},
     "bench": {"repeats": 3},
 }
 

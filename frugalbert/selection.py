@@ -132,10 +132,7 @@ def _sizes(inputs: dict[str, Path]) -> Callable[[Arch], dict[str, float]]:
     vocabulary, length = vocabulary_size(inputs["tokenizer"]), 128
     if "latency" in inputs:
         length = predictor.load(inputs["latency"] / "predictor.json").setting["length"]
-    return lambda arch: {
-        "parameters": parameter_count(arch, vocabulary),
-        "flops": length * forward_flops(arch, length),
-    }
+    return lambda arch: {"parameters": parameter_count(arch, vocabulary), "flops": length * forward_flops(arch, length)}
 
 
 def _cost(inputs: dict[str, Path]) -> Callable[[Arch], dict[str, float]]:

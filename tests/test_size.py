@@ -19,8 +19,7 @@ LONG_FILES = {
 LONG_FUNCTIONS: dict[str, str] = {}
 MANY_PARAMETERS = {
     "frugalbert/cli.py:grid": "a verb has a parameter per option, and these are the reference's and the formats",
-    "frugalbert/model/modeling.py:FrugalModel.forward": "inputs have Hugging Face's names, one each",
-    "frugalbert/model/modeling.py:FrugalForMaskedLM.forward": "the same",
+    "frugalbert/model/modeling.py:FrugalForMaskedLM.forward": "inputs have Hugging Face's names, one each",
     "frugalbert/model/modeling.py:FrugalForPairs.forward": "the same",
 }
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
-from .dictionaries import read_value
+from .dictionaries import read_value, write_dictionary
 from .patterns import join, parse
 
 PRESETS = {
@@ -244,6 +244,12 @@ class Arch:
             if value != getattr(default, name):
                 words.append(f"{name}=" + (("yes" if value else "no") if isinstance(value, bool) else str(value)))
         return " ".join(words)
+
+    def to_dictionary(self) -> str:
+        """AutoTinyBERT's one-line dictionary (sizes only). Raises ValueError for what it cannot say."""
+        if self != Arch.build("bert", self.hidden, self.layers, {"max_length": self.max_length}):
+            raise ValueError(f"{self} is no plain BERT, and AutoTinyBERT's dictionaries know only that; write JSON")
+        return write_dictionary(self.to_json())
 
     def __str__(self) -> str:
         return self.to_text()

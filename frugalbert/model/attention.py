@@ -9,7 +9,7 @@ Shapes: B batch, T tokens, S of them that are chosen in each row, H heads, K hea
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,19 @@ Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """(query, key, value, dropout) -> mixed values, (B, H, T, K) each: another way to compute attention."""
 Mask = Tensor | Attend | None
 """What a layer is given: a tensor that is added to its scores, or all of its attention; None = all see all."""
+
+
+class Options(NamedTuple):
+    """What trainings ask of a pass beside Hugging Face's inputs."""
+
+    gates: Callable[[int, Tensor | None], Attend] | None = None
+    """A layer's number and the pairs that are visible, (B, 1, T or 1, T) bool -> its attention, instead of its pattern
+    (learned masks)."""
+    places: Tensor | None = None
+    """(B, S), indices into the flattened (B*T), those of a row in it: the last layer makes no other states."""
+
+
+PLAIN = Options()
 
 
 def visible_pairs(attention_mask_BT: Tensor | None, document_ids_BT: Tensor | None) -> Tensor | None:

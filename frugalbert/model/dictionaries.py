@@ -43,6 +43,21 @@ def read_value(text: str) -> Any:
     return _from_config(found) if "qkv_size" in found else found
 
 
+def write_dictionary(value: dict[str, Any]) -> str:
+    """`Arch.to_json()` as AutoTinyBERT's one-line dictionary. Raises ValueError for what it cannot say."""
+    layers = value["layers"]
+    if any(layer["hidden"] != value["hidden"] or layer["pattern"] != "dense" for layer in layers):
+        raise ValueError("AutoTinyBERT's dictionaries know dense layers over all channels only; write JSON instead")
+    fields = {
+        "sample_layer_num": len(layers),
+        "sample_num_attention_heads": [layer["heads"] for layer in layers],
+        "sample_qkv_sizes": [layer["heads"] * layer["head_dim"] for layer in layers],
+        "sample_hidden_size": value["hidden"],
+        "sample_intermediate_sizes": [layer["ffn"] for layer in layers],
+    }
+    return str(fields)
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({key for key, _ in pairs}) < len(pairs):
         raise ValueError("a key stands twice")

@@ -8,7 +8,6 @@ at the masked positions only: most of the training speed of a small encoder. Wei
 Shapes: B batch, T tokens, D channels of the stream, V vocabulary, P masked positions, S a row's, C choices, L labels.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +25,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
-from .attention import Attend, Output, Rows, rotary_tables
+from .attention import PLAIN, Options, Output, Rows, rotary_tables
 from .configuration import FrugalConfig
 from .layers import ACTIVATIONS, Embeddings, FrugalLayer, PredictionHead, linear_of, norm_of
 from .losses import binary_loss, label_loss, masked_loss, sequence_loss, span_loss
@@ -77,16 +76,14 @@ class FrugalModel(FrugalPreTrainedModel):
         position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
         output_hidden_states: bool | None = None,
-        gates: Callable[[int, Tensor | None], Attend] | None = None,
-        places: Tensor | None = None,
+        options: Options = PLAIN,
     ) -> BaseModelOutputWithPooling:
         """All inputs (B, T). attention_mask: 0 = padding. document_ids: tokens see their own document only (0 =
-        padding); then position_ids should restart with every document. `gates` takes a layer's number and the pairs
-        that are visible, (B, 1, T or 1, T) bool, and gives its attention, instead of its pattern (learned masks).
-        `places` (B, S), indices into the flattened (B*T), those of a row in it: the last layer makes no other states.
-        Returns last_hidden_state (B, T or S, D), pooler_output (B, D) in BERT families but for `places`, and with
+        padding); then position_ids should restart with every document. Returns last_hidden_state (B, T, D), or
+        (B, S, D) at `options.places`, pooler_output (B, D) in BERT families but for these, and with
         `output_hidden_states` the stream before each layer and after the last. Raises ValueError for more tokens than
         learned positions, or than the attention pattern knows."""
+        gates, places = options
         x_BTD = self.embeddings(input_ids, token_type_ids, position_ids)
         device = x_BTD.device.type
         if device != "meta" and torch.is_autocast_enabled(device):
@@ -115,6 +112,9 @@ class FrugalModel(FrugalPreTrainedModel):
             hidden_states=(*states, x_BTD) if keep else None,
         )
 
+
+Judgement = tuple[Tensor, Tensor | None]
+"""Logits, and the loss if there are labels."""
 
 # ---- heads ---------------------------------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ class FrugalForMaskedLM(_WordPredictor):
         is a mean over the others. With labels, take gradients from the loss, not from the logits; with `loss_only`
         there are none, which saves their memory. `inputs`: the encoder's others."""
         if masked_positions is not None and masked_positions.dim() == 2:
-            inputs["places"] = masked_positions
+            inputs["options"] = inputs.get("options", PLAIN)._replace(places=masked_positions)
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, return_dict=True, **inputs)
         loss, logits = self.predict(outputs.last_hidden_state, labels, masked_positions, loss_only)
         return MaskedLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
@@ -229,17 +229,11 @@ class FrugalForPairs(_WordPredictor):
         )  # fmt: skip
 
 
-class FrugalForReplacedTokenDetection(FrugalPreTrainedModel):
-    """ELECTRA's discriminator (arXiv 2003.10555): was this token replaced?"""
+class _Judge(FrugalPreTrainedModel):
+    """What the heads with one kind of labels share; `judge` makes logits and loss of the encoder's outputs."""
 
-    def __init__(self, config: FrugalConfig) -> None:
-        super().__init__(config)
-        arch = config.to_arch()
-        self.model = FrugalModel(config, add_pooling_layer=False)
-        self.dense = linear_of(arch, arch.hidden, arch.hidden)
-        self.activation = ACTIVATIONS[arch.activation]
-        self.classifier = nn.Linear(arch.hidden, 1)
-        self.post_init()
+    model: FrugalModel
+    returns: Any = TokenClassifierOutput
 
     @can_return_tuple
     def forward(
@@ -250,16 +244,35 @@ class FrugalForReplacedTokenDetection(FrugalPreTrainedModel):
         position_ids: Tensor | None = None,
         labels: Tensor | None = None,
         **inputs: Any,
-    ) -> TokenClassifierOutput:
-        """labels (B, T): 1 = replaced, 0 = original, -100 = does not count (nor does padding). Logits (B, T)."""
-        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, return_dict=True, **inputs)
+    ) -> ModelOutput:
+        """Inputs (B, T), of choices (B, C, T). Labels and logits: see the class. `inputs`: the encoder's others."""
+        given = (input_ids, attention_mask, token_type_ids, position_ids)
+        ids, mask, types, positions = (None if x is None else x.flatten(0, -2) for x in given)
+        outputs = self.model(ids, mask, types, positions, return_dict=True, **inputs)
+        logits, loss = self.judge(outputs, mask, labels, input_ids.shape)
+        return self.returns(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+class FrugalForReplacedTokenDetection(_Judge):
+    """ELECTRA's discriminator (arXiv 2003.10555): was this token replaced? labels (B, T): 1 = replaced, 0 = original,
+    -100 = does not count (nor does padding). Logits (B, T)."""
+
+    def __init__(self, config: FrugalConfig) -> None:
+        super().__init__(config)
+        arch = config.to_arch()
+        self.model = FrugalModel(config, add_pooling_layer=False)
+        self.dense = linear_of(arch, arch.hidden, arch.hidden)
+        self.activation = ACTIVATIONS[arch.activation]
+        self.classifier = nn.Linear(arch.hidden, 1)
+        self.post_init()
+
+    def judge(self, outputs: Any, mask: Tensor | None, labels: Tensor | None, shape: torch.Size) -> Judgement:
         logits_BT = self.classifier(self.activation(self.dense(outputs.last_hidden_state))).squeeze(-1)
-        loss = None if labels is None else binary_loss(logits_BT, labels, attention_mask)
-        return TokenClassifierOutput(loss=loss, logits=logits_BT, hidden_states=outputs.hidden_states)
+        return logits_BT, None if labels is None else binary_loss(logits_BT, labels, mask)
 
 
 class _Classifier(FrugalPreTrainedModel):
-    """What the four task heads share: encoder, dropout, and in `modern` a prediction head before the last layer."""
+    """What the task heads share: encoder, dropout, and in `modern` a prediction head before the last layer."""
 
     def __init__(self, config: FrugalConfig, num_outputs: int, pooled: bool) -> None:
         super().__init__(config)
@@ -287,76 +300,43 @@ class _Classifier(FrugalPreTrainedModel):
         return (x_BTD * real).sum(1) / real.sum(1).clamp(min=1)
 
 
-class FrugalForSequenceClassification(_Classifier):
-    """Classes, several labels at once, or numbers for a text, by `config.problem_type` as in Hugging Face."""
+class FrugalForSequenceClassification(_Classifier, _Judge):
+    """Classes, several labels at once, or numbers for a text, by `config.problem_type` as in Hugging Face.
+
+    labels (B,) classes, (B,) or (B, L) numbers, or (B, L) zeros and ones. Logits (B, L)."""
+
+    returns = SequenceClassifierOutput
 
     def __init__(self, config: FrugalConfig) -> None:
         super().__init__(config, config.num_labels, pooled=True)
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        **inputs: Any,
-    ) -> SequenceClassifierOutput:
-        """labels (B,) classes, (B,) or (B, L) numbers, or (B, L) zeros and ones. Logits (B, L)."""
-        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, return_dict=True, **inputs)
-        logits_BL = self.score(self.pool(outputs, attention_mask))
-        loss = None if labels is None else sequence_loss(logits_BL, labels, self.config.problem_type)
-        return SequenceClassifierOutput(loss=loss, logits=logits_BL, hidden_states=outputs.hidden_states)
+    def judge(self, outputs: Any, mask: Tensor | None, labels: Tensor | None, shape: torch.Size) -> Judgement:
+        logits_BL = self.score(self.pool(outputs, mask))
+        return logits_BL, None if labels is None else sequence_loss(logits_BL, labels, self.config.problem_type)
 
 
-class FrugalForMultipleChoice(_Classifier):
-    """Which of C continuations is right?"""
+class FrugalForMultipleChoice(_Classifier, _Judge):
+    """Which of C continuations is right? Inputs (B, C, T), labels (B,) indices of the right choice. Logits (B, C)."""
+
+    returns = MultipleChoiceModelOutput
 
     def __init__(self, config: FrugalConfig) -> None:
         super().__init__(config, 1, pooled=True)
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        **inputs: Any,
-    ) -> MultipleChoiceModelOutput:
-        """Inputs (B, C, T), labels (B,) indices of the right choice. Logits (B, C)."""
-        ids, mask, types, positions = (
-            None if x is None else x.flatten(0, 1) for x in (input_ids, attention_mask, token_type_ids, position_ids)
-        )
-        outputs = self.model(ids, mask, types, positions, return_dict=True, **inputs)
-        logits_BC = self.score(self.pool(outputs, mask)).view(input_ids.shape[:2])
-        loss = None if labels is None else label_loss(logits_BC, labels)
-        return MultipleChoiceModelOutput(loss=loss, logits=logits_BC, hidden_states=outputs.hidden_states)
+    def judge(self, outputs: Any, mask: Tensor | None, labels: Tensor | None, shape: torch.Size) -> Judgement:
+        logits_BC = self.score(self.pool(outputs, mask)).view(shape[:2])
+        return logits_BC, None if labels is None else label_loss(logits_BC, labels)
 
 
-class FrugalForTokenClassification(_Classifier):
-    """A class for every token."""
+class FrugalForTokenClassification(_Classifier, _Judge):
+    """A class for every token. labels (B, T), -100 = does not count. Logits (B, T, L)."""
 
     def __init__(self, config: FrugalConfig) -> None:
         super().__init__(config, config.num_labels, pooled=False)
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        **inputs: Any,
-    ) -> TokenClassifierOutput:
-        """labels (B, T), -100 = does not count. Logits (B, T, L)."""
-        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, return_dict=True, **inputs)
+    def judge(self, outputs: Any, mask: Tensor | None, labels: Tensor | None, shape: torch.Size) -> Judgement:
         logits_BTL = self.score(outputs.last_hidden_state)
-        loss = None if labels is None else label_loss(logits_BTL.flatten(0, 1), labels.flatten())
-        return TokenClassifierOutput(loss=loss, logits=logits_BTL, hidden_states=outputs.hidden_states)
+        return logits_BTL, None if labels is None else label_loss(logits_BTL.flatten(0, 1), labels.flatten())
 
 
 class FrugalForQuestionAnswering(_Classifier):

@@ -10,16 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from frugalbert.report.collect import STAGES, Collected
-from frugalbert.report.verdicts import (
-    INITS,
-    RAW,
-    Score,
-    comparisons,
-    name_of,
-    scores,
-    setting,
-    speedups,
-)
+from frugalbert.report.verdicts import INITS, RAW, Score, comparisons, name_of, scores, setting, speedups
 from frugalbert.report.wording import (
     NARROW,
     NONE,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -238,3 +239,22 @@ def front(candidates: Sequence[Candidate]) -> list[Candidate]:
     sound = [candidate for candidate in candidates if math.isfinite(candidate.score)]
     fronts = non_dominated_sort([objectives(candidate) for candidate in sound])
     return sorted((sound[index] for index in fronts[0]), key=lambda c: objectives(c)[::-1]) if fronts else []
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def read_archs(path: Path | str) -> list[Arch]:
+    """A file with one architecture per line: our line, a preset's name, or AutoTinyBERT's dictionary.
+
+    What follows a tab (AutoTinyBERT's latencies) is left out, empty lines too. Raises ValueError naming the line.
+    """
+    found: list[Arch] = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        text = line.partition("\t")[0].strip()
+        if text:
+            try:
+                found.append(Arch.parse(text))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+    return found

@@ -129,11 +129,7 @@ def _draw(
 
 
 def _children(
-    region: Region,
-    settings: Settings,
-    rng: np.random.Generator,
-    seen: set[Arch],
-    choose: Callable[[], Candidate],
+    region: Region, settings: Settings, rng: np.random.Generator, seen: set[Arch], choose: Callable[[], Candidate]
 ) -> list[Candidate]:
     """`settings.population` new ones; one that cannot be made within the limits gives way to a random one."""
     found: list[Candidate] = []
@@ -151,11 +147,7 @@ def _children(
 
 
 def _child(
-    region: Region,
-    settings: Settings,
-    rng: np.random.Generator,
-    seen: set[Arch],
-    choose: Callable[[], Candidate],
+    region: Region, settings: Settings, rng: np.random.Generator, seen: set[Arch], choose: Callable[[], Candidate]
 ) -> Candidate | None:
     for _ in range(REDRAWS):
         parents = [choose().arch]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from frugalbert.config import Attention
 from frugalbert.data.masking import Batch
-from frugalbert.model.attention import Attend
+from frugalbert.model.attention import Attend, Options
 from frugalbert.train.batches import Micro
 from frugalbert.train.gating import Gate
 from frugalbert.train.state import Drawn
@@ -319,12 +319,12 @@ class LearnedMasks:
     def measure(self, model: Masked, item: MaskMicro | Batch, progress: float) -> dict[str, Any]:
         """As the two above."""
         if isinstance(item, Batch):
-            call = functools.partial(model.network, gates=model.gates(None, progress, item))
+            call = functools.partial(model.network, options=Options(model.gates(None, progress, item)))
             found = self.base.score(call, item)
             one = torch.ones((), device=model.logits.device)
             return found | {f"validation_{name}": (value, one) for name, value in model.figures().items()}
         model.trains, model.progress, key = item.trains, progress, item.key
-        call = functools.partial(model.network, gates=model.gates(key, progress, item.micro.batch))
+        call = functools.partial(model.network, options=Options(model.gates(key, progress, item.micro.batch)))
         found = self.base(call, item.micro, progress)
         loss = found.pop("loss")
         price = model.penalty(key, progress) * item.micro.masked_share

@@ -1,4 +1,4 @@
-"""AutoTinyBERT's dictionaries and configurations: read without running anything."""
+"""AutoTinyBERT's dictionaries and configurations: read without running anything, written back the same."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frugalbert.model.arch import Arch, LayerArch
+from frugalbert.model.arch import PRESETS, Arch, LayerArch
 from frugalbert.model.dictionaries import EXAMPLE
+from frugalbert.search.candidates import read_archs
 
 S1 = (
     "{'sample_layer_num': 5, 'sample_num_attention_heads': [8, 8, 8, 8, 8], 'sample_qkv_sizes': [512, 512, 512, 512, "
@@ -19,22 +20,15 @@ layers = st.builds(LayerArch, st.just(24), st.integers(1, 9), st.integers(1, 9),
 plain = st.lists(layers, min_size=1, max_size=5).map(lambda found: Arch.build("bert", 24, tuple(found), {}))
 
 
-def dictionary(arch: Arch) -> dict[str, object]:
-    """As AutoTinyBERT's scripts write it."""
-    return {
-        "sample_layer_num": len(arch.layers),
-        "sample_num_attention_heads": [layer.heads for layer in arch.layers],
-        "sample_qkv_sizes": [layer.qkv for layer in arch.layers],
-        "sample_hidden_size": arch.hidden,
-        "sample_intermediate_sizes": [layer.ffn for layer in arch.layers],
-    }
-
-
 @settings(derandomize=True, max_examples=100)
 @given(plain)
-def test_what_is_written_there_is_read_here(arch: Arch):
-    assert Arch.parse(str(dictionary(arch))) == arch
-    assert Arch.parse(json.dumps(dictionary(arch))) == arch
+def test_dictionary_and_arch_are_inverses(arch: Arch):
+    assert Arch.parse(arch.to_dictionary()) == arch
+    assert Arch.parse(json.dumps(eval_free(arch.to_dictionary()))) == arch
+
+
+def eval_free(text: str):
+    return json.loads(text.replace("'", '"'))
 
 
 @settings(derandomize=True, max_examples=300)
@@ -49,8 +43,11 @@ def test_anything_else_is_a_value_error(noise: str, place: int, cut: int):
 
 def test_published_ones():
     assert Arch.parse(S1) == Arch.parse("autotinybert-s1")
-    assert str(dictionary(Arch.parse("autotinybert-s1"))) == S1
+    assert Arch.parse("autotinybert-s1").to_dictionary() == S1
     assert isinstance(Arch.parse(EXAMPLE), Arch)
+    for name in PRESETS:
+        if name.startswith("autotinybert"):
+            assert Arch.parse(Arch.parse(name).to_dictionary()) == Arch.parse(name)
 
 
 def test_released_configuration(tmp_path):
@@ -72,9 +69,14 @@ def test_released_configuration(tmp_path):
         Arch.load("config.json", tmp_path)
 
 
-def test_a_file_of_one(tmp_path):
+def test_files_of_lines(tmp_path):
     (tmp_path / "one.json").write_text(S1 + "\n")
     assert Arch.load("one.json", tmp_path) == Arch.parse("autotinybert-s1")
+    (tmp_path / "lat.tmp").write_text(f"{S1}\t38.2\n\nbert-mini\n{EXAMPLE}\n")
+    assert read_archs(tmp_path / "lat.tmp") == [Arch.parse(text) for text in ("autotinybert-s1", "bert-mini", EXAMPLE)]
+    (tmp_path / "lat.tmp").write_text(f"{S1}\n{S1[:-1]}\n")
+    with pytest.raises(ValueError, match="lat.tmp, line 2: .* is no dictionary"):
+        read_archs(tmp_path / "lat.tmp")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,13 @@ def test_mistakes(old, new, sentence):
         Arch.parse(S1.replace(old, new))
 
 
-def test_deep_nesting():
+def test_what_a_dictionary_cannot_say():
+    for line in ("modern 2x8 heads=2 ffn=8", "bert 2x8 heads=2 ffn=8 token_types=0"):
+        with pytest.raises(ValueError, match="no plain BERT"):
+            Arch.parse(line).to_dictionary()
+    for line in ("bert 2x8 hidden=8,4 heads=2 ffn=8", "bert 2x8 heads=2 ffn=8 pattern=window:4"):
+        with pytest.raises(ValueError, match="dense layers over all channels only"):
+            Arch.parse(line).to_dictionary()
     for text in ('{"a":' * 100_000, '{"sample_layer_num":' * 100_000):
         with pytest.raises(ValueError, match="nested too deeply"):
             Arch.parse(text)

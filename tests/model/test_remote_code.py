@@ -83,7 +83,8 @@ def test_every_head_survives_saving(head: str, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     ids = tokens(1, 2, 5) if head == "choice" else tokens(2, 5)
     with torch.no_grad():
-        assert torch.equal(model(ids)[0], again.eval()(ids)[0])
+        # Close, not equal: products of one column depend on where in memory the weights lie, on some processors.
+        torch.testing.assert_close(model(ids)[0], again.eval()(ids)[0])
 
 
 def test_the_configuration_says_it_in_hugging_faces_words(tmp_path):
