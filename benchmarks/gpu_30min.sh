@@ -41,7 +41,7 @@ rows=() small=() sizes_mlm_85m=() sizes_rtd_38m=()
 [ -z "${TEXT:-}" ] || rows+=("corpus.sources=$TEXT")
 if ((SCALE > 1)); then
   rows+=("tokenizer.vocab_size=2048" "corpus.held_out=0.02")
-  small=(pretrain.precision=auto "pretrain.budget=$(awk "BEGIN {print 1800 / $SCALE}")s" pretrain.validation.rows=64
+  small=("pretrain.budget=$(awk "BEGIN {print 1800 / $SCALE}")s" pretrain.validation.rows=64
          "pretrain.checkpoints.every=$(awk "BEGIN {print 180 / $SCALE}")s" machine.compile=false
          finetune.max_train_examples=64 finetune.epochs=1.0 finetune.seeds=[0])
   sizes_mlm_85m=("pretrain.arch=modern 2x64 heads=2 ffn=128 qk_norm=yes" pretrain.batch_size=32

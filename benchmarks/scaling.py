@@ -119,6 +119,8 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         if not options.busy:
             rows[-1]["tokens_per_second"] = about["tokens_per_second"]
             rows[-1]["share_of_measured_ceiling"] = about["flop_utilisation_of_measured_ceiling"]
+    if not rows:
+        raise ValueError(f"{options.work} has no training by this recipe; leave --report out, or name another --work")
     return {"recipe": RECIPE, "vocabulary": VOCABULARY, "length": LENGTH, "rows": rows, "law": law(rows)}
 
 

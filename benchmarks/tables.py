@@ -54,7 +54,9 @@ def where(found: Found) -> str:
     count = len(about.get("cores", ()))
     cores = "" if about.get("gpu") or not count else f", {count} core{'s' * (count > 1)}"
     names = [f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions]
-    return f"{device}{cores}; {', '.join(names)}; {about['date'][:10]}, commit {(about['commit'] or 'unknown')[:7]}"
+    runs = found.get("commits") or [about["commit"] or "unknown"]  # a journal's runs have one each
+    commits = f"commit{'s' * (len(runs) > 1)} {', '.join(commit[:7] for commit in runs)}"
+    return f"{device}{cores}; {', '.join(names)}; {about['date'][:10]}, {commits}"
 
 
 # ---- a section each --------------------------------------------------------------------------------------------------

@@ -165,7 +165,7 @@ def work(options: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_rows(folder, options)
+        write_rows(folder, options, 65536 if options.device == "cuda" else 4096)  # some steps an epoch
         if options.worker == "ours":
             from frugalbert.train.step import take_step
 

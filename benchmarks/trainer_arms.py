@@ -69,10 +69,12 @@ def train(options: Namespace, folder: Path, arm: str, settings: dict[str, Any], 
 
     rows, collator = data(options, folder)
     best = arm == "best"
+    workers = 8 if best and options.device == "cuda" else 0  # a GPU would wait for the collator
     arguments = TrainingArguments(
         str(folder / arm), max_steps=1_000_000, per_device_train_batch_size=settings["batch_size"], bf16=best,
         learning_rate=1e-4 if best else 5e-5, use_cpu=options.device == "cpu", torch_compile=settings["compile"],
         report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, dataloader_drop_last=True,
+        dataloader_num_workers=workers, dataloader_persistent_workers=workers > 0,
     )  # fmt: skip
     Trainer(
         model=stock(options.arch, options.vocab_size, 0.0 if best else 0.1).train(), args=arguments,

@@ -197,7 +197,7 @@ class Output(nn.Linear):
 
 def _normalise(norm: nn.RMSNorm, x: Tensor) -> Tensor:
     """The norm in the dtype of x; its fused form needs all of one kind."""
-    return functional.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
+    return functional.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps).to(x.dtype)
 
 
 class Attention(nn.Module):

@@ -28,6 +28,11 @@ def norm_of(arch: Arch, size: int) -> nn.LayerNorm:
     return nn.LayerNorm(size, eps=arch.norm_epsilon, bias=arch.family != "modern")
 
 
+def normed(norm: nn.Module, x: Tensor) -> Tensor:
+    """In the dtype of x: CUDA's autocast makes norms, and the whole stream after them, fp32; a CPU's does not."""
+    return norm(x).to(x.dtype)
+
+
 def linear_of(arch: Arch, inputs: int, outputs: int) -> nn.Linear:
     return nn.Linear(inputs, outputs, bias=arch.family != "modern")
 
@@ -119,10 +124,11 @@ class FrugalLayer(nn.Module):
     ) -> Tensor:
         kept_BSD = x_BTD if places_BS is None else chosen(x_BTD, places_BS)
         if self.post_norm:
-            x_BSD = self.attention_norm(kept_BSD + self.dropout(self.attention(x_BTD, mask, rotary, places_BS)))
-            return self.ffn_norm(x_BSD + self.dropout(self.ffn(x_BSD)))
-        x_BSD = kept_BSD + self.dropout(self.attention(self.attention_norm(x_BTD), mask, rotary, places_BS))
-        return x_BSD + self.dropout(self.ffn(self.ffn_norm(x_BSD)))
+            x_BSD = kept_BSD + self.dropout(self.attention(x_BTD, mask, rotary, places_BS))
+            x_BSD = normed(self.attention_norm, x_BSD)
+            return normed(self.ffn_norm, x_BSD + self.dropout(self.ffn(x_BSD)))
+        x_BSD = kept_BSD + self.dropout(self.attention(normed(self.attention_norm, x_BTD), mask, rotary, places_BS))
+        return x_BSD + self.dropout(self.ffn(normed(self.ffn_norm, x_BSD)))
 
 
 class PredictionHead(nn.Module):
@@ -135,4 +141,4 @@ class PredictionHead(nn.Module):
         self.activation = ACTIVATIONS[arch.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.activation(self.dense(x)))
+        return normed(self.norm, self.activation(self.dense(x)))

@@ -27,7 +27,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .attention import PLAIN, Options, Output, Rows, rotary_tables
 from .configuration import FrugalConfig
-from .layers import ACTIVATIONS, Embeddings, FrugalLayer, PredictionHead, linear_of, norm_of
+from .layers import ACTIVATIONS, Embeddings, FrugalLayer, PredictionHead, linear_of, norm_of, normed
 from .losses import binary_loss, label_loss, masked_loss, sequence_loss, span_loss
 from .sparse import masks_of
 
@@ -105,7 +105,7 @@ class FrugalModel(FrugalPreTrainedModel):
             mask = masks[layer.pattern] if gates is None else gates(index, visible)
             x_BTD = layer(x_BTD, mask, rotaries[layer.rotary], places if index + 1 == len(self.layers) else None)
         if self.final_norm is not None:
-            x_BTD = self.final_norm(x_BTD)
+            x_BTD = normed(self.final_norm, x_BTD)
         return BaseModelOutputWithPooling(
             last_hidden_state=x_BTD,
             pooler_output=None if self.pooler is None or places is not None else torch.tanh(self.pooler(x_BTD[:, 0])),

@@ -91,7 +91,8 @@ def assemble(
     blocks = dist.blocks(model) if method.blocks is None else method.blocks
     if machine.compile is True:
         dist.compile_blocks(blocks, dynamic=False)  # before FSDP wraps them
-    share = _share(section, device)
+    ramp = section.batch_ramp if device.type == "cuda" else None  # where every shape is compiled anew
+    share = -(-(ramp.start if ramp else section.batch_size) // dist.world())  # of a global batch, this rank's
     free = {"micro_batch": machine.micro_batch, "compile": machine.compile if machine.strategy == "ddp" else "as said"}
     if device.type == "cpu" and dist.multiplies_bf16(device):
         free["precision"] = section.precision
@@ -108,7 +109,7 @@ def assemble(
         objective=method.objective,
         write_model=writer(method.kept, rows.tokenizer),
         prefix=method.prefix,
-        micro_batch=min(share, _micro_batch(section, machine, device, method, sampler.first)),
+        micro_batch=_micro_batch(section, machine, share, method, sampler),
         micro_batch_fixed=machine.micro_batch != "auto",
         largest_micro_batch=share,
         free=frozenset(name for name, setting in free.items() if setting == "auto"),
@@ -162,24 +163,22 @@ def make_recipe(section: Training, folder: Path) -> Recipe:
     )
 
 
-def _share(section: Training, device: torch.device) -> int:
-    """This rank's sequences of a global batch; of the smallest on a GPU, where every shape is compiled anew."""
-    smallest = section.batch_ramp.start if section.batch_ramp and device.type == "cuda" else section.batch_size
-    return -(-smallest // dist.world())
+def _micro_batch(section: Training, machine: Machine, share: int, method: Method, sampler: Sampler) -> int:
+    """Sequences in memory at once: what the YAML says, else `share`, halved until an estimate of its activations fits.
 
-
-def _micro_batch(section: Training, machine: Machine, device: torch.device, method: Method, length: int) -> int:
-    """Sequences in memory at once: what the YAML says, else as many as an estimate of their activations allows.
-
-    Few large pieces are mostly faster: each one casts and differentiates the whole vocabulary.
+    Few large pieces are mostly faster: each one casts and differentiates the whole vocabulary. Halves of `share` make
+    pieces of one shape.
     """
     if machine.micro_batch != "auto":
-        return machine.micro_batch
+        return min(share, machine.micro_batch)
     config = method.kept.config
     layers = config.to_arch().layers
-    per_token = sum(40 * layer.hidden + 10 * layer.ffn + 6 * layer.heads * length for layer in layers)
+    per_token = sum(40 * layer.hidden + 10 * layer.ffn + 6 * layer.heads * sampler.first for layer in layers)
     per_token += 6 * max(section.mask.rate) * config.vocab_size
-    return max(1, int(ACTIVATIONS[device.type] / (method.passes * per_token * length)))
+    fits = ACTIVATIONS[sampler.device.type] / (method.passes * per_token * sampler.first)
+    while share > max(1, fits):
+        share = (share + 1) // 2
+    return share
 
 
 # ---- what the loop calls ---------------------------------------------------------------------------------------------

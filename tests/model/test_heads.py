@@ -7,12 +7,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from frugalbert import dist
+from frugalbert.data.masking import Batch
 from frugalbert.model import losses
 from frugalbert.model.arch import Arch
 from frugalbert.model.attention import _Rotation, attend, rotary_tables
 from frugalbert.model.configuration import FrugalConfig
 from frugalbert.model.losses import IGNORED, _FusedCrossEntropy, masked_loss
 from frugalbert.model.modeling import FrugalForMaskedLM, FrugalForSequenceClassification, FrugalModel
+from frugalbert.train.objectives import by_row
 from tests.model.archs import VOCABULARY, build, tokens
 
 LINES = ["bert 2x16 heads=2 ffn=24", "bert-preln 2x16 heads=2 ffn=24", "modern 2x16 heads=2 ffn=24"]
@@ -80,6 +83,19 @@ def test_the_last_layer_makes_no_more_than_it_must(line: str, shape: str, inputs
     assert torch.allclose(some.logits, whole.logits, **exact)
     expected = gradients(whole.loss, model)
     assert all(torch.allclose(a, b, **exact) for a, b in zip(gradients(some.loss, model), expected, strict=True))
+
+
+def test_one_compiled_graph_serves_every_number_of_masks():
+    """The masking rate falls during a training; a graph for each number of masks would be compiled for minutes."""
+    model = build("modern 2x16 heads=2 ffn=24", "mlm").train()
+    dist.compile_blocks(model.model.layers, dynamic=False)
+    ids, document_ids = tokens(3, 12), torch.ones(3, 12).long()
+    for number in (5, 4, 3):
+        places = torch.arange(3)[:, None] * 12 + torch.arange(number)
+        labels = ids.flatten()[places.flatten()]
+        batch = Batch(ids, torch.zeros_like(ids), document_ids, places.flatten(), labels, torch.rand(len(labels)))
+        with torch.compiler.set_stance("default" if number == 5 else "fail_on_recompile"):
+            model(ids, masked_positions=by_row(batch), labels=labels, loss_only=True).loss.backward()
 
 
 @pytest.mark.parametrize("device, loss_only", [("cpu", False), ("cpu", True), ("a GPU's pieces", True)])
