@@ -154,6 +154,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--parts", action="store_true", help="arms of ours alone, to results/time_to_loss_parts.json")
     parser.add_argument("--downstream", action="store_true", help="also " + ", ".join(TASKS) + " of finished models")
     parser.add_argument("--report", action="store_true", help="nothing is run: write what is there")
+    parser.add_argument("--machine", help="of a report: the processor whose runs it tells (default: this one)")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     options.arms = options.arms or [
@@ -176,8 +177,13 @@ def main() -> None:
     if options.report:
         from throughput import environment
 
-        picture = options.out.with_suffix(".png")
-        run.write_json(options.out, found | {"picture": picture.name, "environment": environment()})
+        if not found["arms"]:
+            there = sorted({entry["task"]["machine"] for entry in finished.entries})
+            raise ValueError(f"{options.journal} has no such run of {found['machine']}; --machine: {'; '.join(there)}")
+        picture, about = options.out.with_suffix(".png"), environment()
+        if options.machine:  # of which no more is known than its name
+            about = {"cpu": options.machine} | {name: about[name] for name in ("versions", "commit", "date")}
+        run.write_json(options.out, found | {"picture": picture.name, "environment": about})
         plot(found, picture)
 
 
@@ -208,7 +214,9 @@ class Study:
         if (place := options.work / "data" / "shards").exists():
             self.rows = ShardSet.open(place, LENGTH, verify=False).identity[:12]
         self.machine = dist.processor_name()
-        if options.device == "cuda":
+        if options.report and options.machine:
+            self.machine = options.machine
+        elif options.device == "cuda":
             import torch
 
             self.machine = torch.cuda.get_device_name()

@@ -187,7 +187,9 @@ def test_ours_is_the_stage_with_what_is_left_of_the_clock(arm, data: Path, tmp_p
 
 def options(work: Path, **values: Any) -> argparse.Namespace:
     told = {"work": work, "minutes": 20.0, "seeds": 2, "arms": ["run_mlm-best", "ours"], "trial_share": 0.1}
-    return argparse.Namespace(**{**told, "device": "cpu", "report": False, "downstream": False, **values})
+    return argparse.Namespace(
+        **{**told, "device": "cpu", "report": False, "machine": None, "downstream": False, **values}
+    )
 
 
 def pretend(calls: list[dict[str, Any]]) -> Any:
@@ -239,6 +241,26 @@ def test_a_study_that_was_interrupted_goes_on(race, tmp_path: Path, monkeypatch)
     assert "+1.000 [+1.000, +1.000]" in lines[3]
     race.plot(found, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_a_report_of_nothing_writes_nothing(race, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(race, "done", pretend([]))
+    out, journal = tmp_path / "out.json", tmp_path / "journal.jsonl"
+    with race.Finished(journal) as finished:
+        told = options(tmp_path, arms=["ours"], seeds=1)
+        race.study(told, race.Study(told, finished))
+    here = race.dist.processor_name()
+    command = ["time_to_loss.py", "--work", tmp_path, "--journal", journal, "--report", "--arms", "ours", "--out", out]
+    for machine, status in (("another", 2), (here, 0)):
+        monkeypatch.setattr(sys, "argv", [*map(str, command), "--machine", machine])
+        if status:
+            with pytest.raises(SystemExit, match="2"):
+                race.main()
+            assert f"no such run of another; --machine: {here}" in capsys.readouterr().err
+            assert not out.exists()
+        else:
+            race.main()
+            assert json.loads(out.read_text())["environment"]["cpu"] == here
 
 
 def test_a_changed_arm_is_run_again(race, tmp_path: Path, monkeypatch):
