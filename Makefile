@@ -41,9 +41,7 @@ torture: $(STAMP) ## Faults, damage and hostile input at length, to docs/reliabi
 	  status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status
 
 bench: $(STAMP) ## The speed figures of the README, to benchmarks/results (hours; on an idle machine)
-	@set -e; for name in $(SPEED); do echo "== $$name"; case $$name in \
-	  sparse_attention) $(BIN)/python benchmarks/$$name.py --clock processor --threads 1 --rounds 5 ;; \
-	  *) $(BIN)/python benchmarks/$$name.py ;; esac; done
+	@set -e; for name in $(SPEED); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
 docs: $(STAMP) ## Write docs/config.md from the configuration, the tables of docs from benchmarks/results
 	@$(BIN)/python benchmarks/config_page.py

@@ -7,11 +7,12 @@ product; for the band, up to 2,048 tokens), `gather`, and with --flex `flex` (Fl
 alone).
 Whole encoders: all layers with the band, against the same weights without a pattern, beside Amdahl's bound: 1 / (1 - a)
 for a share a of the operations (`model/cost.py`), and of the time (measured with attention left out).
-Arms take turns; a ratio is taken within each round and reported as min / median / max. `--clock processor` counts the
-processor time of one thread instead: the one to use while others work on the machine, where whoever waits for a second
-thread is slowed down most.
+Arms take turns; a ratio is taken within each round and reported as min / median / max. On a CPU that is processor time
+of one thread: while others work on the machine, whoever waits for a second thread is slowed down most. `--clock wall`
+takes both cores of an idle one.
 
-  python benchmarks/sparse_attention.py --flex                   2 pinned cores, lengths 512 to 4,096, some minutes
+  python benchmarks/sparse_attention.py                          1 pinned core, lengths 512 to 4,096, some minutes
+  python benchmarks/sparse_attention.py --clock wall --out FILE  2 pinned cores
   python benchmarks/sparse_attention.py --quick                  a short look, no result file
   python benchmarks/sparse_attention.py --device cuda --flex --out benchmarks/results/sparse_attention_gpu.json
 """
@@ -39,9 +40,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", default="512,1024,2048,4096")
     parser.add_argument("--precisions", default="fp32,bf16")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--clock", default="wall", choices=["wall", "processor"])
+    parser.add_argument("--clock", choices=["wall", "processor"], help="default: of the processor, on a GPU the wall's")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument(
         "--flex", action="store_true", help="FlexAttention as well: seconds of compiling for each shape"
@@ -52,6 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="3 rounds at 1,024 tokens, no result file")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "sparse_attention.json")
     options = parser.parse_args()
+    options.clock = options.clock or ("processor" if options.device == "cpu" else "wall")
     if options.clock == "processor":
         options.threads = 1
     if options.quick:

@@ -233,12 +233,7 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Found], str]], ...] = (
     ("Which sizes the device likes", "staircase", "benchmarks/serving.py --only staircase", staircase),
     ("Data preparation", "data_preparation", "benchmarks/data_preparation.py", data_preparation),
     ("Memory of data preparation", "memory", "benchmarks/memory.py --stages corpus", memory),
-    (
-        "Attention that skips, whole encoders",
-        "sparse_attention",
-        "benchmarks/sparse_attention.py --clock processor --threads 1 --rounds 5",
-        sparse_attention,
-    ),
+    ("Attention that skips, whole encoders", "sparse_attention", "benchmarks/sparse_attention.py", sparse_attention),
     ("Loss at a fixed wall clock", "time_to_loss", "benchmarks/time_to_loss.py --work DIR", time_to_loss),
     ("Which parts pay", "time_to_loss_parts", "benchmarks/time_to_loss.py --work DIR --parts", time_to_loss),
     ("What the loss consists of", "repeats", "benchmarks/repeats.py --work DIR", repeats),

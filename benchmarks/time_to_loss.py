@@ -50,6 +50,7 @@ from frugalbert.config import Machine
 from frugalbert.data.rows import ShardSet
 from frugalbert.finetune.metrics import summary
 from frugalbert.lock import Lock
+from frugalbert.measure.predictor import device_name
 from frugalbert.yamlfile import load
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -213,13 +214,7 @@ class Study:
         self.rows = next((entry["task"]["rows"] for entry in finished.entries), None)
         if (place := options.work / "data" / "shards").exists():
             self.rows = ShardSet.open(place, LENGTH, verify=False).identity[:12]
-        self.machine = dist.processor_name()
-        if options.report and options.machine:
-            self.machine = options.machine
-        elif options.device == "cuda":
-            import torch
-
-            self.machine = torch.cuda.get_device_name()
+        self.machine = (options.report and options.machine) or device_name(options.device)
 
     def tasks(self) -> list[dict[str, Any]]:
         """All runs, one seed of every arm after the other; without `run_mlm-best` while its settings are unknown."""
