@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional
 
 from frugalbert import dist
@@ -83,6 +84,21 @@ def test_the_last_layer_makes_no_more_than_it_must(line: str, shape: str, inputs
     assert torch.allclose(some.logits, whole.logits, **exact)
     expected = gradients(whole.loss, model)
     assert all(torch.allclose(a, b, **exact) for a, b in zip(gradients(some.loss, model), expected, strict=True))
+
+
+@pytest.mark.parametrize("line, kinds", [("bert 6x16 heads=2 ffn=24", 1),
+                                         ("modern 6x16 heads=2 ffn=24 embedding_norm=yes", 2)])  # fmt: skip
+def test_one_compiled_graph_serves_all_layers_of_a_kind(line: str, kinds: int):
+    """The last layer, which makes fewer states, is a kind of its own; so is a first one without a norm."""
+    model, ids = build(line, "mlm").train(), tokens(3, 12)
+    places = torch.arange(3)[:, None] * 12 + torch.arange(4)
+    for chosen, graphs in ((places.flatten(), kinds), (places, kinds + 1)):
+        torch._dynamo.reset()
+        compiled = CompileCounter()
+        for layer in model.model.layers:
+            layer.compile(backend=compiled, dynamic=False)
+        model(ids, masked_positions=chosen, labels=ids.flatten()[places.flatten()]).loss.backward()
+        assert compiled.frame_count == graphs
 
 
 def test_one_compiled_graph_serves_every_number_of_masks():
