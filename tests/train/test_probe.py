@@ -178,7 +178,8 @@ def test_a_compiler_that_fails_at_a_later_length_is_left_out(tmp_path: Path, mon
     said = capsys.readouterr().err
     assert said.count("torch.compile does not work here and is left out: ") == 1
     assert "no registers are left" in said
-    assert found["final_validation_loss"] == plain["final_validation_loss"]
+    # Traced, the first phase may round once otherwise; a step lost or taken twice would show in the third digit.
+    assert found["final_validation_loss"] == pytest.approx(plain["final_validation_loss"], rel=1e-6)
     assert '"compiled": false' in next((tmp_path / "True").rglob("step-00000020/state.json")).read_text()
     torch._dynamo.reset()
 
