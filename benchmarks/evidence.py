@@ -6,7 +6,7 @@ import fcntl
 import lzma
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,10 @@ class Finished(Journal):
         """What was found; None if it is not there."""
         return self.known.get(run.fingerprint(asked))
 
-    def commits(self) -> list[str]:
-        """Those that found the pieces."""
-        return sorted({entry["by"]["commit"] or "unknown" for entry in self.entries})
+    def commits(self, asked: Iterable[Any]) -> list[str]:
+        """Those that found these pieces."""
+        keys = set(map(run.fingerprint, asked))
+        return sorted({entry["by"]["commit"] or "unknown" for entry in self.entries if entry["key"] in keys})
 
     def result(self, asked: Any, work: Callable[[], Any]) -> Any:
         """What was found, or what `work` finds now."""

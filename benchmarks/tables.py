@@ -239,15 +239,15 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Found], str]], ...] = (
     ("What the loss consists of", "repeats", "benchmarks/repeats.py --work DIR", repeats),
     ("How it scales", "scaling", "benchmarks/scaling.py --part sizes processes data --work DIR", scaling),
 )
-"""Heading, result file (also with `_gpu`), command, renderer."""
+"""Heading, result file (also with an ending of MACHINES), command, renderer."""
+MACHINES = ("", "_gpu", "_amd")
 
 
 def markdown(results: Path = RESULTS) -> str:
     parts = [HEAD]
     for title, name, command, render in SECTIONS:
-        files = [path for path in (results / f"{name}.json", results / f"{name}_gpu.json") if path.exists()]
         texts = []
-        for path in files:
+        for path in filter(Path.exists, (results / f"{name}{ending}.json" for ending in MACHINES)):
             found = json.loads(path.read_text())
             texts.append(f"`{path.name}`: {where(found)}\n\n{render(found)}")
         body = "\n\n".join(texts) or "Not measured yet."

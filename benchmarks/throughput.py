@@ -11,6 +11,7 @@ file about other encoders, lengths and processors stay, so that the table may gr
 
   python benchmarks/throughput.py                        4x256, vocabulary 30,522, length 128 on 2 pinned cores
   python benchmarks/throughput.py --sizes 4x256 6x384 12x512 12x768 24x1024 --lengths 128 512 --families bert modern
+  python benchmarks/throughput.py --sizes 24x1024 --alone --rounds 1          where memory holds one encoder at a time
   python benchmarks/throughput.py --quick --device cuda  a short look
 """
 
@@ -54,6 +55,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=6.0, help="per arm and round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--alone", action="store_true", help="an arm's process ends before the next one begins: where "
+                        "memory holds one encoder; each tries its settings in every round")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="2 rounds of 2 seconds, no result file")
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "throughput.json"))
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -239,17 +242,24 @@ class Worker:
 def measure(options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Tokens per second of every arm and round; one arm works at a time."""
     workers: dict[str, Worker] = {}
-    for arm in options.arms:
-        workers[arm] = Worker(options, arm)
-        workers[arm].run(0.5)  # makes and tries everything alone, warms up
-    speeds: dict[str, list[float]] = {arm: [] for arm in workers}
-    for number in range(options.rounds):
-        for arm, worker in workers.items():
-            speeds[arm].append(worker.run(options.seconds))
-            print(f"round {number + 1}: {arm:14s} {speeds[arm][-1]:10,.0f} tokens/s", file=sys.stderr, flush=True)
-    for worker in workers.values():
-        worker.close()
-    return speeds, {arm: worker.about for arm, worker in workers.items()}
+    about: dict[str, Any] = {}
+    speeds: dict[str, list[float]] = {arm: [] for arm in options.arms}
+
+    def ready(arm: str) -> Worker:
+        if arm not in workers:
+            workers[arm] = Worker(options, arm)
+            workers[arm].run(0.5)  # makes and tries everything alone, warms up
+        return workers[arm]
+
+    for arm in () if options.alone else options.arms:
+        ready(arm)
+    for number, arm in itertools.product(range(options.rounds), options.arms):
+        speeds[arm].append(ready(arm).run(options.seconds))
+        about[arm] = workers[arm].about
+        print(f"round {number + 1}: {arm:14s} {speeds[arm][-1]:10,.0f} tokens/s", file=sys.stderr, flush=True)
+        if options.alone or number + 1 == options.rounds:
+            workers.pop(arm).close()
+    return speeds, about
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -366,13 +366,14 @@ def summed_up(study: Study) -> dict[str, Any]:
             arm["minus"] = {"arm": other, **interval(*zip(*pairs, strict=True))}
         elif pairs:
             arm["minus"] = {"arm": other, "mean": round(pairs[0][0] - pairs[0][1], 4)}
+    tried = study.trials() if BEST in options.arms else []
     trials = [
         {"settings": task["trainer"], "minutes": task["minutes"], "loss": result["loss"]}
-        for task in (study.trials() if BEST in options.arms else [])
-        if (result := study.finished.get(task))
-    ]
+        for task in tried if (result := study.finished.get(task))
+    ]  # fmt: skip
     return {"benchmark": (__doc__ or "").split("\n", 1)[0], "minutes": options.minutes, "device": options.device,
-            "machine": study.machine, "trials": trials, "arms": arms, "commits": study.finished.commits()}  # fmt: skip
+            "machine": study.machine, "trials": trials, "arms": arms,
+            "commits": study.finished.commits([*study.tasks(), *tried])}  # fmt: skip
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
