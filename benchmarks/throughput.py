@@ -40,9 +40,17 @@ from trainer_arms import SPECIAL  # noqa: E402
 FFN = {"bert": 4.0, "modern": 2.5}  # times the hidden size; modern's is gated
 
 
+def encoder_size(text: str) -> str:
+    layers, _, hidden = text.partition("x")
+    if not (layers.isdecimal() and hidden.isdecimal() and int(layers) and int(hidden) and int(hidden) % 64 == 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write layers x hidden size, a multiple of 64, as 4x256")
+    return text
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["4x256"], help="layers x hidden size, heads of 64")
+    parser.add_argument("--sizes", nargs="+", type=encoder_size, default=["4x256"],
+                        help="layers x hidden size, heads of 64")  # fmt: skip
     parser.add_argument("--families", nargs="+", default=["bert"], choices=["bert", "modern"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[128])
     parser.add_argument("--arms", nargs="+", default=["ours", "documented", "best"])
